@@ -1,0 +1,817 @@
+//! A plan is what is to become of one Hook: the next status, and what to do once it is written.
+//!
+//! `plan` folds outcomes, then signals, then time into the status, and claims what is due. It is a plain
+//! function: the same inputs give the same plan, and the same inputs again change nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    breaker::Allow,
+    key::Key,
+    lifecycle::{self, Effects, Input, Notice, Scene, Suppressed},
+    outcome::{AgentName, Ended, Lookup, Reply},
+    policy::Policy,
+    rules::{Rule, Rules},
+    signal::{self, Nature, Signal, everything_until},
+    summary,
+};
+use crate::hook::{ActiveEvent, Claim, HookStatus, Phase, Reason, StandingState};
+
+/// All a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// UID of the Hook.
+    pub hook_uid: &'a str,
+    /// Namespace of the Hook.
+    pub namespace: &'a str,
+    /// `metadata.generation` of the spec the rules were parsed from.
+    pub generation: Option<i64>,
+    /// The spec, parsed.
+    pub rules: &'a Rules,
+    /// The newest known status.
+    pub status: &'a HookStatus,
+    /// What the sources said and no committed write contains yet, in the order of arrival.
+    pub signals: &'a [Signal],
+    /// What became of calls, likewise.
+    pub outcomes: &'a [Outcome],
+    /// What may be called.
+    pub capacity: &'a Capacity,
+    /// What this process knows of claims.
+    pub claims: Claims<'a>,
+    /// Spans and bounds.
+    pub policy: &'a Policy,
+    /// The time, in whole milliseconds.
+    pub now: DateTime<Utc>,
+}
+
+/// News of one incident's call, from the agent's side.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Id of the entry.
+    pub entry: String,
+    /// Session of the episode it belongs to.
+    pub session_id: String,
+    /// What became of it.
+    pub news: News,
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// The call of a claim ended.
+    Called(Claim, Reply),
+    /// The session was looked up under a claim.
+    LookedUp(Claim, Lookup),
+    /// A task ended.
+    TaskEnded(String, Ended),
+}
+
+/// How many calls may begin now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capacity {
+    /// False while this process may not claim: not the leader, or about to end.
+    pub may_claim: bool,
+    /// Free slots over all agents.
+    pub slots: usize,
+    /// Per agent; an agent that is not here has not been asked about and gets no call.
+    pub agents: BTreeMap<AgentName, AgentCapacity>,
+}
+
+/// How many calls to one agent may begin now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentCapacity {
+    /// Free slots of this agent.
+    pub slots: usize,
+    /// What its breaker allows.
+    pub allow: Allow,
+    /// When its breaker last closed after having been open.
+    pub closed_at: Option<DateTime<Utc>>,
+}
+
+/// What this process knows of claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claims<'a> {
+    /// The name of this process, in its own claims.
+    pub process: &'a str,
+    /// The first sequence not used yet; a plan uses as many as it claims.
+    pub next: i64,
+    /// Sequences of own claims whose call has begun in this process.
+    pub begun: &'a BTreeSet<i64>,
+    /// Sequences of own claims whose call or lookup is under way, or whose outcome is not written yet.
+    pub busy: &'a BTreeSet<i64>,
+    /// For how long a foreign claim has been seen unmoved, on the local monotonic clock.
+    pub unmoved: &'a BTreeMap<Claim, Duration>,
+}
+
+/// What is to become of a Hook.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The status to write, if it differs.
+    pub status: HookStatus,
+    /// How soon it must be written.
+    pub urgency: Urgency,
+    /// The calls it claims: claim and agent of each. Each needs a slot.
+    pub claimed: Vec<(Claim, AgentName)>,
+    /// The first sequence this plan left unused.
+    pub next_sequence: i64,
+    /// To be told after the write has committed.
+    pub notices: Vec<Notice>,
+    /// Occurrences without effect.
+    pub suppressed: Vec<Suppressed>,
+    /// Indexes of signals that do not fit: they stay in the inbox.
+    pub held_back: BTreeSet<usize>,
+    /// When to plan again, if nothing happens before.
+    pub next_wake: Option<DateTime<Utc>>,
+    /// Whether something waits for a slot or for a breaker.
+    pub waits_for_capacity: bool,
+}
+
+/// How soon a status must be written: a write costs the apiserver more than khook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Nothing changed.
+    None,
+    /// Only last seen and count changed.
+    Quiet,
+    /// Something to read changed.
+    Soon,
+    /// A call waits for it.
+    Claim,
+}
+
+/// Makes the plan of one Hook.
+pub fn plan(inputs: &Inputs) -> Plan {
+    let mut work = Work {
+        inputs,
+        entries: adopt(inputs),
+        effects: Effects::default(),
+        held_back: BTreeSet::new(),
+        overflow: BTreeSet::new(),
+        claimed: Vec::new(),
+        next_sequence: inputs.claims.next,
+        waits_for_capacity: false,
+    };
+    work.fold_outcomes();
+    work.admit_signals();
+    work.pass_time();
+    for _ in 0..work.held_back.len() {
+        if !work.admit_held_back() {
+            break;
+        }
+        work.pass_time();
+    }
+    work.take_over();
+    work.claim_due();
+    work.forget();
+    work.finish()
+}
+
+/// What the committed status asks this process to do now. Level-triggered: it does not matter which write
+/// the status came from, so an acknowledgement that got lost loses nothing.
+pub fn activities<'a>(
+    status: &'a HookStatus,
+    claims: &Claims,
+    now: DateTime<Utc>,
+) -> impl Iterator<Item = Activity<'a>> {
+    status.active_events.iter().filter_map(move |entry| {
+        if let Phase::Firing = entry.status
+            && let Some(claim) = entry.claim.as_ref().filter(|claim| claim.process == claims.process)
+        {
+            if entry.reason == Some(Reason::CheckingSession) {
+                let due = entry.next_attempt_at.is_none_or(|at| at <= now);
+                return (due && !claims.busy.contains(&claim.sequence))
+                    .then_some(Activity::LookUp(entry, claim));
+            }
+            return (!claims.begun.contains(&claim.sequence)).then_some(Activity::Call(entry, claim));
+        }
+        let running = entry.task_id.as_deref().filter(|_| entry.outcome.is_none());
+        running.map(|task_id| Activity::Follow(entry, task_id))
+    })
+}
+
+/// Something to do for one entry.
+#[derive(Clone, Copy, Debug)]
+pub enum Activity<'a> {
+    /// Call the agent under this claim.
+    Call(&'a ActiveEvent, &'a Claim),
+    /// Look the session up under this claim.
+    LookUp(&'a ActiveEvent, &'a Claim),
+    /// Follow this task to its end.
+    Follow(&'a ActiveEvent, &'a str),
+}
+
+struct Work<'a> {
+    inputs: &'a Inputs<'a>,
+    entries: Vec<ActiveEvent>,
+    effects: Effects,
+    held_back: BTreeSet<usize>,
+    overflow: BTreeSet<Key>,
+    claimed: Vec<(Claim, AgentName)>,
+    next_sequence: i64,
+    waits_for_capacity: bool,
+}
+
+impl<'a> Work<'a> {
+    fn scene(&self, entry: &ActiveEvent) -> Scene<'a> {
+        self.scene_of(self.inputs.rules.of(entry))
+    }
+
+    fn scene_of(&self, rule: Option<&'a Rule>) -> Scene<'a> {
+        let Inputs { hook_uid, rules, policy, now, .. } = *self.inputs;
+        Scene { now, policy, rule, hook_uid, suspended: rules.suspended }
+    }
+
+    fn step(&mut self, index: usize, input: &Input) {
+        let scene = self.scene(&self.entries[index]);
+        lifecycle::step(&mut self.entries[index], input, &scene, &mut self.effects);
+    }
+
+    fn fold_outcomes(&mut self) {
+        for outcome in self.inputs.outcomes {
+            let found = self.entries.iter().position(|entry| {
+                entry.id == outcome.entry && entry.session_id.as_deref() == Some(&outcome.session_id)
+            });
+            // An entry that was forgotten, or a newer episode: nothing to keep it on.
+            let Some(index) = found else { continue };
+            match &outcome.news {
+                News::Called(claim, reply) => self.step(index, &Input::Called(claim, reply)),
+                News::LookedUp(claim, lookup) => self.step(index, &Input::LookedUp(claim, lookup)),
+                News::TaskEnded(task_id, ended) => self.step(index, &Input::TaskEnded(task_id, ended)),
+            }
+        }
+    }
+
+    fn admit_signals(&mut self) {
+        let inputs = self.inputs;
+        for (index, signal) in inputs.signals.iter().enumerate() {
+            let counted = self.effects.suppressed.len();
+            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
+            {
+                if !self.admit(signal, rule) {
+                    self.held_back.insert(index);
+                    self.overflow.insert(rule.key(&signal.namespace, &signal.pod));
+                }
+            }
+            if let Nature::Condition { state: StandingState::Clear | StandingState::Gone, .. } = signal.nature
+            {
+                self.let_go(signal);
+            }
+            if self.held_back.contains(&index) {
+                // It comes again, and is counted then.
+                self.effects.suppressed.truncate(counted);
+            }
+        }
+    }
+
+    // What ended just now may leave a place. Returns whether one was taken.
+    fn admit_held_back(&mut self) -> bool {
+        let inputs = self.inputs;
+        let waiting = std::mem::take(&mut self.held_back);
+        self.overflow.clear();
+        let mut admitted = BTreeSet::new();
+        for index in waiting {
+            let signal = &inputs.signals[index];
+            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
+            {
+                let key = rule.key(&signal.namespace, &signal.pod);
+                // What had an entry before has had this signal.
+                let known = self.entries.iter().any(|entry| key.is_of(entry));
+                if known && !admitted.contains(&key) {
+                    continue;
+                }
+                if self.admit(signal, rule) {
+                    admitted.insert(key);
+                } else {
+                    self.held_back.insert(index);
+                    self.overflow.insert(key);
+                }
+            }
+        }
+        !admitted.is_empty()
+    }
+
+    // Trouble that is over before its incident was admitted waits no longer.
+    fn let_go(&mut self, signal: &Signal) {
+        let Inputs { signals, rules, .. } = *self.inputs;
+        let same = |other: &Signal| {
+            other.event_type == signal.event_type
+                && other.namespace == signal.namespace
+                && other.pod == signal.pod
+        };
+        // A deletion speaks of one pod; a pod that is well speaks for its name.
+        let gone = matches!(signal.nature, Nature::Condition { state: StandingState::Gone, .. });
+        let over = |other: &Signal| {
+            same(other)
+                && matches!(other.nature, Nature::Condition { .. })
+                && (!gone || is_of_same_pod(&other.uid, &signal.uid))
+        };
+        self.held_back.retain(|index| !over(&signals[*index]));
+        if !self.held_back.iter().any(|index| same(&signals[*index])) {
+            for rule in rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type) {
+                self.overflow.remove(&rule.key(&signal.namespace, &signal.pod));
+            }
+        }
+    }
+
+    // Returns false where a new entry does not fit.
+    fn admit(&mut self, signal: &Signal, rule: &'a Rule) -> bool {
+        let key = rule.key(&signal.namespace, &signal.pod);
+        if let Some(index) = self.entries.iter().position(|entry| key.is_of(entry)) {
+            match &signal.nature {
+                Nature::Occurrence(occurrence) => self.step(index, &Input::Occurred(signal, occurrence)),
+                Nature::Condition { state: StandingState::Holds, since } => {
+                    self.step(index, &Input::Holds(signal, *since));
+                }
+                Nature::Condition { state: StandingState::Clear, since } => {
+                    self.step(index, &Input::Clear(*since))
+                }
+                Nature::Condition { state: StandingState::Gone, since } => {
+                    // Not the pod in trouble but the one before it under this name.
+                    if is_of_same_pod(&self.entries[index].uid, &signal.uid) {
+                        self.step(index, &Input::Gone(*since));
+                    }
+                }
+            }
+            return true;
+        }
+        match lifecycle::open(signal, &key, &self.scene_of(Some(rule))) {
+            Err(suppressed) => self.effects.suppressed.push(suppressed),
+            Ok(None) => {}
+            Ok(Some(entry)) => {
+                // In the order of arrival: what came later does not pass by what waits.
+                if !self.overflow.is_empty() {
+                    return false;
+                }
+                while !self.fits(&entry) {
+                    if !self.make_room() {
+                        return false;
+                    }
+                }
+                self.effects.notices.push(Notice {
+                    kind: lifecycle::NoticeKind::EventPending,
+                    note: format!("{} on {} seen", entry.event_type, entry.resource_name),
+                    entry: entry.clone(),
+                });
+                self.entries.push(entry);
+            }
+        }
+        true
+    }
+
+    fn pass_time(&mut self) {
+        for index in 0..self.entries.len() {
+            let removed = self.inputs.rules.of(&self.entries[index]).is_none();
+            if removed {
+                self.step(index, &Input::Removed);
+            }
+            self.step(index, &Input::Time);
+            if removed {
+                // Time may have ended a call that was still awaited.
+                self.step(index, &Input::Removed);
+            }
+        }
+    }
+
+    fn take_over(&mut self) {
+        if !self.inputs.capacity.may_claim {
+            return;
+        }
+        let margin = self.inputs.policy.takeover_margin;
+        let claims = self.inputs.claims;
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if entry.status != Phase::Firing {
+                continue;
+            }
+            let orphaned = match &entry.claim {
+                None => true,
+                Some(claim) if claim.process == claims.process => {
+                    // Begun, not under way and without an outcome: somebody turned the status back.
+                    entry.reason != Some(Reason::CheckingSession)
+                        && claims.begun.contains(&claim.sequence)
+                        && !claims.busy.contains(&claim.sequence)
+                }
+                Some(claim) => {
+                    claims.unmoved.get(claim).is_some_and(|unmoved| *unmoved >= claim.duration() + margin)
+                }
+            };
+            if orphaned {
+                let claim = self.new_claim();
+                self.step(index, &Input::Orphaned(claim));
+            }
+        }
+    }
+
+    fn claim_due(&mut self) {
+        let inputs = self.inputs;
+        let mut left = inputs.capacity.clone();
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_by_key(|index| self.entries[*index].due_at);
+        for index in order {
+            let scene = self.scene(&self.entries[index]);
+            let Some(rule) = scene.rule else { continue };
+            let agent = left.agents.get_mut(&rule.agent);
+            let closed_at = agent.as_ref().and_then(|agent| agent.closed_at);
+            let entry = &mut self.entries[index];
+            if !lifecycle::is_due(entry, closed_at, &scene) {
+                // The breaker's closing begins its next round.
+                self.waits_for_capacity |=
+                    entry.status == Phase::Pending && entry.reason == Some(Reason::AgentCallFailed);
+                continue;
+            }
+            let Some(agent) = agent.filter(|_| left.may_claim) else {
+                self.waits_for_capacity = true;
+                continue;
+            };
+            match agent.allow {
+                Allow::NoneUntil(until) => {
+                    let message = format!("{} fails: one call at a time tells when it is back", rule.agent);
+                    lifecycle::wait(entry, Reason::CircuitOpen, Some(until), &message);
+                    self.waits_for_capacity = true;
+                    continue;
+                }
+                Allow::Probing => {
+                    let message = format!("{} fails: one call at a time tells when it is back", rule.agent);
+                    lifecycle::wait(entry, Reason::CircuitOpen, None, &message);
+                    self.waits_for_capacity = true;
+                    continue;
+                }
+                Allow::All | Allow::Probe if agent.slots == 0 || left.slots == 0 => {
+                    lifecycle::wait(entry, Reason::WaitingForSlot, None, "waiting for a free call slot");
+                    self.waits_for_capacity = true;
+                    continue;
+                }
+                Allow::All => {}
+                Allow::Probe => agent.allow = Allow::Probing,
+            }
+            agent.slots -= 1;
+            left.slots -= 1;
+            let claim = self.new_claim();
+            self.claimed.push((claim.clone(), rule.agent.clone()));
+            self.step(index, &Input::Granted(claim));
+        }
+    }
+
+    fn new_claim(&mut self) -> Claim {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        Claim {
+            process: self.inputs.claims.process.to_owned(),
+            sequence,
+            at: self.inputs.now,
+            seconds: i64::try_from(self.inputs.policy.claim_duration.as_secs()).unwrap_or(i64::MAX).max(1),
+        }
+    }
+
+    // Lets the oldest resolved entry go that nothing can need any more.
+    fn make_room(&mut self) -> bool {
+        let Inputs { policy, now, signals, .. } = *self.inputs;
+        let candidate = (0..self.entries.len())
+            .filter(|index| {
+                let entry = &self.entries[*index];
+                entry.status == Phase::Resolved && now > needed_until(entry, self.scene(entry).rule, policy)
+            })
+            .min_by_key(|index| {
+                // One that a signal in the inbox speaks of goes last: the signal would open it again.
+                let entry = &self.entries[*index];
+                (signals.iter().any(|signal| speaks_of(signal, entry)), entry.resolved_at)
+            });
+        candidate.map(|index| self.entries.remove(index)).is_some()
+    }
+
+    fn forget(&mut self) {
+        let Inputs { policy, now, signals, .. } = *self.inputs;
+        // An hour is kept for people, the newest few only; whatever may still be needed is kept anyway.
+        let mut resolved: Vec<usize> =
+            (0..self.entries.len()).filter(|index| self.entries[*index].status == Phase::Resolved).collect();
+        resolved.sort_by_key(|index| std::cmp::Reverse(self.entries[*index].resolved_at));
+        let over: BTreeSet<usize> = resolved
+            .into_iter()
+            .enumerate()
+            .filter(|(rank, index)| {
+                let entry = &self.entries[*index];
+                let needed = now <= needed_until(entry, self.scene(entry).rule, policy)
+                    || self.held_back.iter().any(|index| speaks_of(&signals[*index], entry));
+                let old = entry.resolved_at.is_some_and(|at| now > at + policy.retention);
+                !needed && (old || *rank >= policy.keep_resolved)
+            })
+            .map(|(_, index)| index)
+            .collect();
+        let mut index = 0;
+        self.entries.retain(|_| {
+            index += 1;
+            !over.contains(&(index - 1))
+        });
+        self.trim();
+    }
+
+    // What has been admitted can grow: each is counted as what it can always be cut down to.
+    fn fits(&self, entry: &ActiveEvent) -> bool {
+        let policy = self.inputs.policy;
+        if self.entries.is_empty() {
+            return true;
+        }
+        // Fewer places than agents of one kind of trouble would never let all of them hear of it.
+        self.entries.len() < policy.max_entries.max(self.inputs.rules.configurations.len())
+            && self.entries.iter().chain([entry]).map(least_size).sum::<usize>() <= policy.max_bytes
+    }
+
+    // Keeps the list within its bytes: the oldest answers go first, then the longest words.
+    fn trim(&mut self) {
+        let mut size: usize = self.entries.iter().map(size).sum();
+        let mut oldest: Vec<usize> = (0..self.entries.len()).collect();
+        oldest.sort_by_key(|index| self.entries[*index].last_seen);
+        for cut in [forget_answer, shorten_words, forget_marks, forget_words] {
+            for index in &oldest {
+                if size <= self.inputs.policy.max_bytes {
+                    return;
+                }
+                let entry = &mut self.entries[*index];
+                size -= self::size(entry);
+                cut(entry);
+                size += self::size(entry);
+            }
+        }
+    }
+
+    fn finish(self) -> Plan {
+        let Inputs { rules, policy, now, .. } = *self.inputs;
+        let mut status = HookStatus { active_events: self.entries, ..HookStatus::default() };
+        summary::fill(&mut status, self.inputs, self.overflow.len());
+        let urgency = urgency(self.inputs.status, &status, self.next_sequence != self.inputs.claims.next);
+        let next_wake = status.active_events.iter().filter_map(|entry| {
+            let rule = rules.of(entry);
+            let scene =
+                Scene { now, policy, rule, hook_uid: self.inputs.hook_uid, suspended: rules.suspended };
+            match entry.status {
+                Phase::Resolved => {
+                    let needed = needed_until(entry, rule, policy) + MILLISECOND;
+                    let forgotten =
+                        entry.resolved_at.map(|at| needed.max(at + policy.retention + MILLISECOND));
+                    // Its place is wanted as soon as it can go.
+                    let place = (!self.held_back.is_empty()).then_some(needed);
+                    place.into_iter().chain(forgotten).filter(|at| *at > now).min()
+                }
+                Phase::Firing if self.inputs.is_foreign(entry) => {
+                    // The next lookup is for the process that holds the claim.
+                    let theirs = ActiveEvent { next_attempt_at: None, ..entry.clone() };
+                    lifecycle::wake(&theirs, &scene).into_iter().chain(self.inputs.takeover_at(entry)).min()
+                }
+                Phase::Firing => lifecycle::wake(entry, &scene),
+                Phase::Pending | Phase::Notified => lifecycle::wake(entry, &scene),
+            }
+        });
+        let next_wake = next_wake.min().map(|at| at.max(now + MILLISECOND));
+        Plan {
+            urgency,
+            claimed: self.claimed,
+            next_sequence: self.next_sequence,
+            notices: self.effects.notices,
+            suppressed: self.effects.suppressed,
+            held_back: self.held_back,
+            next_wake,
+            // The status says that an agent cannot be reached: it must hear when that is over.
+            waits_for_capacity: self.waits_for_capacity
+                || self.inputs.capacity.agents.values().any(|agent| agent.allow != Allow::All),
+            status,
+        }
+    }
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+impl Inputs<'_> {
+    fn is_foreign(&self, entry: &ActiveEvent) -> bool {
+        entry.claim.as_ref().is_some_and(|claim| claim.process != self.claims.process)
+    }
+
+    // When a foreign claim can be taken over, if it does not move.
+    fn takeover_at(&self, entry: &ActiveEvent) -> Option<DateTime<Utc>> {
+        let claim = entry.claim.as_ref().filter(|_| self.capacity.may_claim)?;
+        let unmoved = self.claims.unmoved.get(claim).copied().unwrap_or_default();
+        let left = (claim.duration() + self.policy.takeover_margin).saturating_sub(unmoved);
+        Some(self.now + left)
+    }
+}
+
+// Until when a resolved entry decides what an occurrence means: a replay, or inside its window.
+fn needed_until(entry: &ActiveEvent, rule: Option<&Rule>, policy: &Policy) -> DateTime<Utc> {
+    let repeat = rule.map_or(policy.repeat_interval, |rule| rule.repeat_interval);
+    // A source whose clock is ahead replays what is fresh for longer, up to a point.
+    let ahead = signal::newest(&entry.seen).unwrap_or(entry.last_seen);
+    let last = ahead.clamp(entry.last_seen, entry.last_seen + policy.stale_after);
+    let fresh = last + policy.stale_after;
+    entry.last_notified_at.map_or(fresh, |at| fresh.max(at + repeat))
+}
+
+// As far as anybody knows: not every source tells the UID.
+fn is_of_same_pod(one: &str, other: &str) -> bool {
+    one.is_empty() || other.is_empty() || one == other
+}
+
+fn speaks_of(signal: &Signal, entry: &ActiveEvent) -> bool {
+    signal.event_type == entry.event_type
+        && signal.pod == entry.resource_name
+        && signal.namespace == entry.namespace
+}
+
+fn forget_answer(entry: &mut ActiveEvent) {
+    entry.answer = None;
+}
+
+fn shorten_words(entry: &mut ActiveEvent) {
+    for text in [&mut entry.event_message, &mut entry.message].into_iter().chain(&mut entry.last_error) {
+        *text = lifecycle::excerpt_of(text, SHORT);
+    }
+}
+
+// What one mark covers is at most too much, never too little: an occurrence already folded in stays so.
+fn forget_marks(entry: &mut ActiveEvent) {
+    if entry.seen.len() > 1 {
+        let until = signal::newest(&entry.seen).unwrap_or(entry.last_seen).max(entry.last_seen);
+        entry.seen = vec![everything_until(until)];
+    }
+}
+
+// The last resort: what decides stays, all that is for people goes.
+fn forget_words(entry: &mut ActiveEvent) {
+    for text in [&mut entry.event_message, &mut entry.message, &mut entry.event_name, &mut entry.event_reason]
+    {
+        text.clear();
+    }
+    // That an attempt failed stays known.
+    entry.last_error.iter_mut().for_each(String::clear);
+    entry.containers.truncate(1);
+}
+
+const SHORT: usize = 120;
+
+// An upper estimate of an entry's bytes in JSON; a test holds it against the real thing.
+fn size(entry: &ActiveEvent) -> usize {
+    let texts = [&entry.message, &entry.event_message, &entry.event_name, &entry.event_reason];
+    let options = [&entry.answer, &entry.last_error];
+    let lists = entry.seen.iter().skip(1).chain(entry.containers.iter().skip(1));
+    FIXED_SIZE
+        + variable_size(entry)
+        + texts.into_iter().map(|text| json_len(text)).sum::<usize>()
+        + options.into_iter().flatten().map(|text| json_len(text)).sum::<usize>()
+        + lists.map(|text| json_len(text) + 3).sum::<usize>()
+}
+
+// The size that an entry can always be cut down to, whatever befalls it.
+fn least_size(entry: &ActiveEvent) -> usize {
+    FIXED_SIZE + variable_size(entry)
+}
+
+// What never goes. Room is kept for what may come later.
+fn variable_size(entry: &ActiveEvent) -> usize {
+    let texts = [&entry.id, &entry.namespace, &entry.resource_name, &entry.agent];
+    let process = entry.claim.as_ref().map(|claim| &claim.process);
+    let later = [
+        (Some(&entry.uid), UUID_LEN),
+        (entry.task_id.as_ref(), lifecycle::MAX_TASK_ID),
+        (entry.containers.first(), 63),
+        (entry.seen.first(), 50),
+    ];
+    texts.into_iter().chain(&entry.session_id).chain(process).map(|text| json_len(text)).sum::<usize>()
+        + later.iter().map(|(text, room)| text.map_or(0, |text| json_len(text)).max(*room)).sum::<usize>()
+}
+
+const UUID_LEN: usize = 36;
+
+// Names of all fields, and all that has a length of its own: times, numbers, words of khook.
+const FIXED_SIZE: usize = 930;
+
+// Bytes of a text in JSON, without its quotes.
+fn json_len(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
+}
+
+fn urgency(old: &HookStatus, new: &HookStatus, claims: bool) -> Urgency {
+    if claims {
+        return Urgency::Claim;
+    }
+    if summary::same(old, new) {
+        return Urgency::None;
+    }
+    // The usual case first, without a copy of either.
+    let moved = |(a, b): (&ActiveEvent, &ActiveEvent)| a.status != b.status || a.message != b.message;
+    if old.active_events.len() != new.active_events.len()
+        || old.active_events.iter().zip(&new.active_events).any(moved)
+    {
+        return Urgency::Soon;
+    }
+    let quiet = |status: &HookStatus| {
+        let mut status = summary::comparable(status);
+        // Which trouble is the newest follows from it.
+        (status.message, status.last_event, status.last_resource) = (None, None, None);
+        for entry in &mut status.active_events {
+            entry.last_seen = entry.first_seen;
+            entry.count = 0;
+            entry.seen.clear();
+            entry.event_name.clear();
+            entry.event_reason.clear();
+            entry.event_message.clear();
+        }
+        status
+    };
+    if quiet(old) == quiet(new) { Urgency::Quiet } else { Urgency::Soon }
+}
+
+/// Takes over what is in the status: also what the Go khook left there, which has no ids and no agent, and
+/// what somebody's editor made of it.
+fn adopt(inputs: &Inputs) -> Vec<ActiveEvent> {
+    let mut entries: Vec<ActiveEvent> = Vec::with_capacity(inputs.status.active_events.len());
+    let mut known: BTreeSet<Key> = BTreeSet::new();
+    for entry in &inputs.status.active_events {
+        let mut entry = entry.clone();
+        if entry.namespace.is_empty() {
+            inputs.namespace.clone_into(&mut entry.namespace);
+        }
+        bring_into_range(&mut entry, inputs.now);
+        if entry.id.is_empty() {
+            let rules = inputs.rules.configurations.iter();
+            for rule in rules.filter(|rule| rule.event_type == entry.event_type) {
+                let key = rule.key(&entry.namespace, &entry.resource_name);
+                if known.insert(key.clone()) {
+                    entries.push(adopt_from_go(&entry, key, inputs.hook_uid));
+                }
+            }
+            continue;
+        }
+        let key = Key::of(&entry);
+        if entry.session_id.is_none() {
+            entry.session_id = Some(key.session_id(inputs.hook_uid, entry.first_seen));
+        }
+        // Two entries of one incident would be two calls.
+        if known.insert(key) {
+            entries.push(entry);
+        }
+    }
+    entries
+}
+
+// Go's `firing` meant that the agent had been called. It is not called again.
+fn adopt_from_go(entry: &ActiveEvent, key: Key, hook_uid: &str) -> ActiveEvent {
+    let resolved = entry.status == Phase::Resolved;
+    ActiveEvent {
+        id: key.entry_id(hook_uid),
+        session_id: Some(key.session_id(hook_uid, entry.first_seen)),
+        agent: key.agent,
+        status: if resolved { Phase::Resolved } else { Phase::Notified },
+        reason: Some(if resolved { Reason::Quiet } else { Reason::AgentCalled }),
+        message: "asked by an earlier version of khook".into(),
+        window: 1,
+        count: entry.count.max(1),
+        notified_at: Some(entry.last_seen),
+        last_notified_at: Some(entry.last_seen),
+        resolved_at: resolved.then_some(entry.last_seen),
+        seen: vec![everything_until(entry.last_seen)],
+        ..entry.clone()
+    }
+}
+
+// Another writer's times may be such that no span can be added to them, or that nothing would ever move on.
+fn bring_into_range(entry: &mut ActiveEvent, now: DateTime<Utc>) {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+    let range = DateTime::UNIX_EPOCH..=now + YEAR;
+    let mend = |at: &mut DateTime<Utc>| {
+        if !range.contains(at) {
+            *at = now;
+        }
+    };
+    [&mut entry.first_seen, &mut entry.last_seen].into_iter().for_each(mend);
+    let others = [
+        &mut entry.notified_at,
+        &mut entry.last_notified_at,
+        &mut entry.due_at,
+        &mut entry.next_attempt_at,
+        &mut entry.resolved_at,
+    ];
+    others.into_iter().flatten().for_each(mend);
+    entry.claim.iter_mut().map(|claim| &mut claim.at).for_each(mend);
+    entry.condition.iter_mut().map(|condition| &mut condition.since).for_each(mend);
+    if matches!(entry.status, Phase::Pending | Phase::Firing) {
+        entry.due_at = entry.due_at.or(Some(entry.first_seen));
+    }
+    if entry.status == Phase::Resolved && entry.resolved_at.is_none() {
+        entry.resolved_at = Some(entry.last_seen);
+    }
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod snapshots;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,5 @@
+//! khook turns trouble in a Kubernetes cluster into one well-posed call to an AI agent.
+
+pub mod hook;
+
+pub mod incident;
