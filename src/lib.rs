@@ -3,3 +3,7 @@
 pub mod hook;
 
 pub mod incident;
+
+pub mod agent;
+
+pub mod metrics;

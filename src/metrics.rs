@@ -1,0 +1,567 @@
+//! A metric is a number about khook for the people who operate it.
+//!
+//! Label values come from closed sets, or name agents and event types: never pods, never error
+//! texts. What can be counted is there with zero from the start, so that a rate shows the first one.
+
+use std::{
+    collections::HashMap,
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, core::Collector,
+};
+
+/// Declares an enum whose variants are the values of a label.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// All values.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The value as the label has it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+label! {
+    /// Where a signal came from.
+    Source {
+        /// Kubernetes Events.
+        Events = "events",
+        /// Pods.
+        Pods = "pods",
+    }
+}
+
+label! {
+    /// What a request to kagent was for.
+    CallKind {
+        /// To open a session and hand the message to the agent.
+        Message = "message",
+        /// To see whether a message had arrived.
+        Lookup = "lookup",
+        /// To see how a task goes.
+        Follow = "follow",
+    }
+}
+
+label! {
+    /// What became of a request to kagent.
+    CallOutcome {
+        /// Taken: a session opened, a message accepted, a task read that goes on.
+        Accepted = "accepted",
+        /// Surely not run: it may be repeated.
+        NotRun = "not_run",
+        /// Turned away because the agent is busy: it may be repeated later.
+        Throttled = "throttled",
+        /// Refused, and repeating it cannot help.
+        Permanent = "permanent",
+        /// It may have run.
+        Unknown = "unknown",
+        /// A lookup found the message.
+        Found = "found",
+        /// A lookup surely did not find the message.
+        Absent = "absent",
+        /// A lookup or a look at a task failed.
+        Unavailable = "unavailable",
+        /// The server has no such request.
+        Unsupported = "unsupported",
+        /// The task is over.
+        Ended = "ended",
+    }
+}
+
+label! {
+    /// Why a signal led to no call.
+    Suppressed {
+        /// Seen before.
+        Duplicate = "duplicate",
+        /// Too old.
+        Stale = "stale",
+        /// Within the notification window of its incident.
+        Window = "window",
+        /// No configuration asks for it.
+        Unmatched = "unmatched",
+    }
+}
+
+label! {
+    /// What became of a status write.
+    WriteResult {
+        /// Stored.
+        Committed = "committed",
+        /// Somebody else wrote first.
+        Conflict = "conflict",
+        /// Failed, or not known to be stored.
+        Error = "error",
+        /// There was nothing to write.
+        Unchanged = "unchanged",
+    }
+}
+
+label! {
+    /// What a watch looks at.
+    Watch {
+        /// Hooks.
+        Hooks = "hooks",
+        /// Kubernetes Events.
+        Events = "events",
+        /// Pods.
+        Pods = "pods",
+    }
+}
+
+label! {
+    /// Why a watch began again.
+    Restart {
+        /// The server no longer has the versions since the last one seen (410).
+        Expired = "expired",
+        /// The connection failed, or nothing could be understood on it.
+        Failed = "failed",
+        /// The server refused (other errors).
+        Refused = "refused",
+    }
+}
+
+/// State of an agent's circuit breaker, as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Calls pass.
+    Closed = 0,
+    /// One probe passes.
+    HalfOpen = 1,
+    /// No call passes.
+    Open = 2,
+}
+
+/// What one Hook adds to the gauges.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HookCounts {
+    /// Number of incidents by event type and phase.
+    pub active: Vec<(&'static str, &'static str, i64)>,
+    /// Incidents that its status has no room for.
+    pub overflow: i64,
+}
+
+/// All of khook's metrics, in a registry of their own.
+pub struct Metrics {
+    registry: Registry,
+    events: IntCounterVec,
+    api_calls: IntCounterVec,
+    api_call_duration: HistogramVec,
+    active_events: IntGaugeVec,
+    suppressed: IntCounterVec,
+    event_to_call: Histogram,
+    status_writes: IntCounterVec,
+    watch_restarts: IntCounterVec,
+    breaker_state: IntGaugeVec,
+    leader: IntGauge,
+    reconcile_duration: Histogram,
+    reconcile_errors: IntCounterVec,
+    transitions: IntCounterVec,
+    overflow: IntGauge,
+    inflight: IntGauge,
+    notices_dropped: IntCounter,
+    cpu: Counter,
+    memory: Gauge,
+    open_fds: IntGauge,
+    hooks: Mutex<HashMap<String, HookCounts>>,
+}
+
+impl Metrics {
+    /// Registers every metric, with zeros where the label values are known.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::new(name, help).buckets(buckets.to_vec())
+        };
+        const CALL: &[f64] =
+            &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+        const REACTION: &[f64] = &[
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0,
+        ];
+        const RECONCILE: &[f64] =
+            &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0];
+
+        let metrics = Self {
+            events: counters(
+                "khook_events_total",
+                "Signals of trouble that a Hook may care about.",
+                &["event_type", "source"],
+            ),
+            api_calls: counters(
+                "khook_api_calls_total",
+                "Requests to kagent, by what they were for and what became of them.",
+                &["kind", "outcome"],
+            ),
+            api_call_duration: register(
+                &registry,
+                HistogramVec::new(
+                    histogram("khook_api_call_duration_seconds", "Time requests to kagent took.", CALL),
+                    &["kind"],
+                ),
+            ),
+            active_events: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("khook_active_events", "Incidents in the status of all Hooks, by phase."),
+                    &["event_type", "phase"],
+                ),
+            ),
+            suppressed: counters(
+                "khook_suppressed_total",
+                "Signals that led to no call of their own, by reason.",
+                &["reason"],
+            ),
+            event_to_call: register(
+                &registry,
+                Histogram::with_opts(histogram(
+                    "khook_event_to_call_seconds",
+                    "Time from seeing a signal, or from the end of its hold, to sending the message.",
+                    REACTION,
+                )),
+            ),
+            status_writes: counters(
+                "khook_status_writes_total",
+                "Writes of Hook status by result; unchanged ones were left out.",
+                &["result"],
+            ),
+            watch_restarts: counters(
+                "khook_watch_restarts_total",
+                "Watches that had to begin again, by what they look at and why.",
+                &["watch", "reason"],
+            ),
+            breaker_state: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "khook_breaker_state",
+                        "Circuit breaker of an agent: 0 closed, 1 half-open (one probe), 2 open.",
+                    ),
+                    &["agent"],
+                ),
+            ),
+            leader: gauge("khook_leader", "Whether this process leads: 1 or 0."),
+            reconcile_duration: register(
+                &registry,
+                Histogram::with_opts(histogram(
+                    "khook_reconcile_duration_seconds",
+                    "Time one reconcile of a Hook took, with its status write.",
+                    RECONCILE,
+                )),
+            ),
+            reconcile_errors: counters(
+                "khook_reconcile_errors_total",
+                "Reconciles of a Hook that failed, by kind of error.",
+                &["reason"],
+            ),
+            transitions: counters(
+                "khook_incident_transitions_total",
+                "Phases that incidents went into, with the reason.",
+                &["event_type", "to", "reason"],
+            ),
+            overflow: gauge("khook_overflow", "Incidents that have no room in their Hook's status."),
+            inflight: gauge("khook_inflight_calls", "Calls to agents in flight."),
+            notices_dropped: register(
+                &registry,
+                IntCounter::new(
+                    "khook_notices_dropped_total",
+                    "Kubernetes Events about Hooks that could not be published.",
+                ),
+            ),
+            cpu: register(
+                &registry,
+                Counter::new("process_cpu_seconds_total", "User and system CPU time spent, in seconds."),
+            ),
+            memory: register(
+                &registry,
+                Gauge::new("process_resident_memory_bytes", "Resident memory size, in bytes."),
+            ),
+            open_fds: register(&registry, IntGauge::new("process_open_fds", "Open file descriptors.")),
+            hooks: Mutex::default(),
+            registry,
+        };
+
+        let build = register(
+            &metrics.registry,
+            IntGaugeVec::new(Opts::new("khook_build_info", "The build that runs; always 1."), &["version"]),
+        );
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let start = register(
+            &metrics.registry,
+            Gauge::new("process_start_time_seconds", "Start of the process, in seconds since the epoch."),
+        );
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        start.set(now.as_secs_f64());
+        for kind in CallKind::ALL {
+            metrics.api_call_duration.with_label_values(&[kind.as_str()]);
+        }
+        for reason in Suppressed::ALL {
+            metrics.suppressed.with_label_values(&[reason.as_str()]);
+        }
+        for result in WriteResult::ALL {
+            metrics.status_writes.with_label_values(&[result.as_str()]);
+        }
+        metrics
+    }
+
+    /// A source saw a signal of `event_type`.
+    pub fn event(&self, event_type: &'static str, source: Source) {
+        self.events.with_label_values(&[event_type, source.as_str()]).inc();
+    }
+
+    /// A signal led to no call of its own.
+    pub fn suppressed(&self, reason: Suppressed, count: u64) {
+        self.suppressed.with_label_values(&[reason.as_str()]).inc_by(count);
+    }
+
+    /// A request to kagent ended after `took`.
+    pub fn api_call(&self, kind: CallKind, outcome: CallOutcome, took: Duration) {
+        self.api_calls.with_label_values(&[kind.as_str(), outcome.as_str()]).inc();
+        self.api_call_duration.with_label_values(&[kind.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// A message was sent this long after its signal was seen, or after its hold was over.
+    pub fn event_to_call(&self, took: Duration) {
+        self.event_to_call.observe(took.as_secs_f64());
+    }
+
+    /// A call to an agent began; it is in flight until the guard is dropped.
+    pub fn inflight(&self) -> InFlight {
+        self.inflight.inc();
+        InFlight(self.inflight.clone())
+    }
+
+    /// A status write ended.
+    pub fn status_write(&self, result: WriteResult) {
+        self.status_writes.with_label_values(&[result.as_str()]).inc();
+    }
+
+    /// A watch had to begin again.
+    pub fn watch_restart(&self, watch: Watch, reason: Restart) {
+        self.watch_restarts.with_label_values(&[watch.as_str(), reason.as_str()]).inc();
+    }
+
+    /// The breaker of `agent` (`namespace/name`) is in `state`.
+    pub fn breaker(&self, agent: &str, state: BreakerState) {
+        self.breaker_state.with_label_values(&[agent]).set(state as i64);
+    }
+
+    /// This process leads, or does not.
+    pub fn leader(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+
+    /// A reconcile ended after `took`; `error` is the kind of its error.
+    pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
+        self.reconcile_duration.observe(took.as_secs_f64());
+        if let Some(reason) = error {
+            self.reconcile_errors.with_label_values(&[reason]).inc();
+        }
+    }
+
+    /// An incident of `event_type` went into the phase `to`; `reason` may be empty.
+    pub fn transition(&self, event_type: &'static str, to: &'static str, reason: &'static str) {
+        self.transitions.with_label_values(&[event_type, to, reason]).inc();
+    }
+
+    /// A Kubernetes Event about a Hook could not be published.
+    pub fn notice_dropped(&self) {
+        self.notices_dropped.inc();
+    }
+
+    /// Replaces what `hook` (`namespace/name`) adds to the gauges.
+    pub fn set_hook(&self, hook: &str, counts: HookCounts) {
+        let mut hooks = lock(&self.hooks);
+        if hooks.get(hook) == Some(&counts) {
+            return;
+        }
+        self.add(&counts, 1);
+        if let Some(before) = hooks.insert(hook.to_owned(), counts) {
+            self.add(&before, -1);
+        }
+    }
+
+    /// Takes away what `hook`, which is gone, added to the gauges.
+    pub fn forget_hook(&self, hook: &str) {
+        if let Some(before) = lock(&self.hooks).remove(hook) {
+            self.add(&before, -1);
+        }
+    }
+
+    fn add(&self, counts: &HookCounts, sign: i64) {
+        for (event_type, phase, count) in &counts.active {
+            self.active_events.with_label_values(&[*event_type, *phase]).add(sign * count);
+        }
+        self.overflow.add(sign * counts.overflow);
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn encode(&self) -> String {
+        self.look_at_process();
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_else(|error| format!("# the metrics could not be encoded: {error}\n"))
+    }
+
+    /// Reads the process's own numbers. Where there is no /proc they stay zero.
+    fn look_at_process(&self) {
+        let usage = Usage::read().unwrap_or_default();
+        self.memory.set(usage.resident_bytes);
+        self.open_fds.set(usage.open_fds);
+        // Two scrapes at a time must not both add the difference.
+        let _one_at_a_time = lock(&self.hooks);
+        self.cpu.inc_by((usage.cpu_seconds - self.cpu.get()).max(0.0));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts a call as in flight while it lives.
+#[must_use]
+pub struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What the kernel says about this process.
+#[derive(Default)]
+struct Usage {
+    resident_bytes: f64,
+    cpu_seconds: f64,
+    open_fds: i64,
+}
+
+impl Usage {
+    fn read() -> Option<Self> {
+        /// Linux counts in 1/100 s for all who read /proc, whatever its own tick is.
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        // The second field is a name that may hold anything, also blanks and brackets. After its
+        // last bracket, user and system time are the twelfth and thirteenth.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+        Some(Self {
+            resident_bytes: kib.trim().parse::<f64>().ok()? * 1024.0,
+            cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS_PER_SECOND,
+            open_fds: i64::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()?,
+        })
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<C>) -> C {
+    let metric = metric.expect("names and labels are constants, and a test makes them all");
+    registry.register(Box::new(metric.clone())).expect("names are constants, and a test registers them all");
+    metric
+}
+
+/// The counts stay usable after a panic elsewhere: each change to them is complete.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touched() -> Metrics {
+        let metrics = Metrics::new();
+        metrics.event("oom-kill", Source::Events);
+        metrics.suppressed(Suppressed::Stale, 2);
+        metrics.api_call(CallKind::Message, CallOutcome::Accepted, Duration::from_millis(3));
+        metrics.event_to_call(Duration::from_millis(20));
+        metrics.status_write(WriteResult::Conflict);
+        metrics.watch_restart(Watch::Events, Restart::Expired);
+        metrics.breaker("kagent/k8s-agent", BreakerState::Open);
+        metrics.leader(true);
+        metrics.reconciled(Duration::from_millis(1), Some("write"));
+        metrics.transition("oom-kill", "notified", "");
+        metrics.notice_dropped();
+        metrics.set_hook("ns/a", HookCounts { active: vec![("oom-kill", "firing", 2)], overflow: 1 });
+        metrics
+    }
+
+    #[test]
+    fn every_metric_is_encoded_with_its_help() {
+        let text = touched().encode();
+        for line in [
+            "khook_events_total{event_type=\"oom-kill\",source=\"events\"} 1",
+            "khook_api_calls_total{kind=\"message\",outcome=\"accepted\"} 1",
+            "khook_api_call_duration_seconds_count{kind=\"message\"} 1",
+            "khook_active_events{event_type=\"oom-kill\",phase=\"firing\"} 2",
+            "khook_suppressed_total{reason=\"stale\"} 2",
+            "khook_suppressed_total{reason=\"window\"} 0",
+            "khook_event_to_call_seconds_count 1",
+            "khook_status_writes_total{result=\"conflict\"} 1",
+            "khook_watch_restarts_total{reason=\"expired\",watch=\"events\"} 1",
+            "khook_breaker_state{agent=\"kagent/k8s-agent\"} 2",
+            "khook_leader 1",
+            "khook_reconcile_duration_seconds_count 1",
+            "khook_reconcile_errors_total{reason=\"write\"} 1",
+            "khook_incident_transitions_total{event_type=\"oom-kill\",reason=\"\",to=\"notified\"} 1",
+            "khook_overflow 1",
+            "khook_inflight_calls 0",
+            "khook_notices_dropped_total 1",
+            concat!("khook_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+        }
+        for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+            let help = text.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+            assert!(help.is_some_and(|help| help.len() > 15), "{name} says {help:?}");
+        }
+    }
+
+    #[test]
+    fn a_hooks_counts_are_replaced_not_added() {
+        let metrics = touched();
+        metrics.set_hook("ns/b", HookCounts { active: vec![("oom-kill", "firing", 5)], overflow: 0 });
+        metrics.set_hook("ns/a", HookCounts { active: vec![("oom-kill", "notified", 2)], overflow: 0 });
+        let firing = metrics.active_events.with_label_values(&["oom-kill", "firing"]);
+        assert_eq!(firing.get(), 5);
+        assert_eq!(metrics.active_events.with_label_values(&["oom-kill", "notified"]).get(), 2);
+        assert_eq!(metrics.overflow.get(), 0);
+        metrics.forget_hook("ns/b");
+        assert_eq!(firing.get(), 0);
+    }
+
+    #[test]
+    fn a_call_is_in_flight_until_its_guard_is_dropped() {
+        let metrics = Metrics::new();
+        let (one, two) = (metrics.inflight(), metrics.inflight());
+        assert_eq!(metrics.inflight.get(), 2);
+        drop((one, two));
+        assert_eq!(metrics.inflight.get(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_knows_its_own_size() {
+        let usage = Usage::read().unwrap();
+        assert!(usage.resident_bytes > 100_000.0 && usage.open_fds > 2);
+    }
+}
