@@ -1,0 +1,242 @@
+//! The operator at work: sources, reconciles and calls, put together, and taken down in order.
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use futures::{StreamExt, channel::mpsc, future, stream};
+use kube::{
+    Api,
+    runtime::{
+        WatchStreamExt,
+        controller::{self, Controller},
+        predicates, reflector, watcher,
+    },
+};
+use tokio::sync::{oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+use uuid::Uuid;
+
+use crate::{
+    agent::{
+        self, Kagent, KagentConfig,
+        pool::{Limits, Pool},
+    },
+    client::Clients,
+    config::{Credential, Settings},
+    hook::Hook,
+    metrics::{Metrics, Source, Watch},
+    notice::Notices,
+    reconcile::{self, Context, Pace, Process},
+    server::Health,
+    source::{self, BEAT, events},
+};
+
+/// What the parts of the operator share.
+pub struct Operation {
+    /// The settings, checked.
+    pub settings: Settings,
+    /// The ways to the apiserver.
+    pub clients: Clients,
+    /// This process and no other, for its claims. (Its name in the Lease outlives a restart.)
+    pub process: Uuid,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+    /// Where loops and caches report.
+    pub health: Arc<Health>,
+    /// Whether this process leads. Turns false when stopping begins, and closes.
+    pub leads: watch::Receiver<bool>,
+    /// Cancelled when stopping begins: take nothing new, let calls in flight end, return.
+    pub stop: CancellationToken,
+}
+
+/// Hooks reconciled at a time; each at most once.
+const CONCURRENCY: u16 = 32;
+
+/// Longer than any loop is ever silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
+const RECONCILES: &str = "reconciles";
+
+/// Works until `operation.stop`, then lets the calls in flight end and writes what became of them.
+///
+/// # Errors
+/// What makes working impossible from the start.
+pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Operation { settings, clients, process, metrics, health, leads, stop } = operation;
+    let (hooks, writer) = reflector::store::<Hook>();
+    let (poke, pokes) = mpsc::unbounded();
+    let policy = settings.policy();
+    let wake = poke.clone();
+    let pool = Pool::new(
+        Limits { total: settings.call_slots, per_agent: settings.call_slots_per_agent },
+        policy.clone(),
+        metrics.clone(),
+        // Nobody listens only while the process ends.
+        move |hook| wake.unbounded_send(hook).unwrap_or_default(),
+        reconcile::now,
+    );
+    let process = Process {
+        name: settings
+            .pod_name
+            .as_ref()
+            .map_or_else(|| process.to_string(), |pod| format!("{pod}_{process}")),
+        pod: settings.pod_name.clone(),
+    };
+    let context = Arc::new(Context {
+        hooks: hooks.clone(),
+        kagent: Kagent::new(kagent_config(&settings))?,
+        pool,
+        policy,
+        pace: pace(&settings),
+        notices: Notices::start(clients.request.clone(), process.name.clone(), metrics.clone()),
+        process,
+        leads,
+        term: AtomicU64::new(0),
+        stop: stop.clone(),
+        poke,
+        tasks: TaskTracker::new(),
+        metrics: metrics.clone(),
+        rooms: Mutex::default(),
+        clients: clients.clone(),
+    });
+    health.expect(Watch::Events.as_str(), SILENCE);
+
+    // Whole seconds, checked with the settings to be less than 300.
+    let seconds = u32::try_from(settings.watch_timeout.as_secs()).unwrap_or(60);
+    let (memory, synced) = (context.clone(), health.clone());
+    let hook_watch = source::watch(
+        Watch::Hooks,
+        Api::<Hook>::all(clients.watch.clone()),
+        watcher::Config::default().timeout(seconds),
+        health.clone(),
+        metrics.clone(),
+    )
+    .reflect(writer)
+    .inspect(move |item| match item {
+        Ok(watcher::Event::Delete(hook)) => memory.forget(hook),
+        Ok(watcher::Event::InitDone) => {
+            memory.forget_missing();
+            // Nothing is reconciled before the first list, and a restart would not bring it sooner.
+            synced.expect(RECONCILES, SILENCE);
+        }
+        Ok(_) | Err(_) => {}
+    })
+    .applied_objects()
+    // Our own status writes come back through the watch: not a reason to look again.
+    .predicate_filter(predicates::generation, Default::default());
+
+    let (drained, end) = oneshot::channel::<()>();
+    let beating = health.clone();
+    let beats = stream::unfold(tokio::time::interval(BEAT), move |mut time| {
+        let beating = beating.clone();
+        async move {
+            time.tick().await;
+            beating.beat(RECONCILES);
+            Some((None, time))
+        }
+    });
+    let triggers = stream::select(pokes.map(Some), beats).filter_map(future::ready);
+    let controller = Controller::for_stream(hook_watch, hooks)
+        .with_config(controller::Config::default().concurrency(CONCURRENCY))
+        .reconcile_on(triggers)
+        .graceful_shutdown_on(async { end.await.unwrap_or_default() })
+        .run(reconcile::reconcile, |_, error, _| match *error {}, context.clone())
+        .for_each(|result| async {
+            if let Err(error) = result {
+                // Errors of the watch are told by the watch; a Hook deleted meanwhile is no error.
+                debug!(%error, "no reconcile");
+            }
+        });
+
+    let deliver = context.clone();
+    let event_watch = source::watch(
+        Watch::Events,
+        Api::all(clients.watch.clone()),
+        events::watch_config(seconds),
+        health.clone(),
+        metrics,
+    );
+    let beating = health.clone();
+    let sources = source::drive(
+        event_watch,
+        move || beating.beat(Watch::Events.as_str()),
+        move |item| {
+            if let Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) = item
+                && let Some(signal) = events::signal(&event, reconcile::now())
+            {
+                deliver.deliver(&signal, Source::Events);
+            }
+        },
+    );
+
+    let mut controller = tokio::spawn(controller);
+    let sources = tokio::spawn(sources);
+    let terms = tokio::spawn(terms(context.clone()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = &mut controller => {
+            sources.abort();
+            terms.abort();
+            return Err(format!("reconciling ended by itself: {ended:?}").into());
+        }
+    }
+
+    sources.abort();
+    terms.abort();
+    context.tasks.close();
+    context.tasks.wait().await;
+    while context.flush() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(drained);
+    // A controller that never got its first list does not end by itself.
+    if tokio::time::timeout(Duration::from_secs(1), &mut controller).await.is_err() {
+        controller.abort();
+    }
+    Ok(())
+}
+
+/// Looks at every Hook whenever this process begins to lead.
+async fn terms(context: Arc<Context>) {
+    let mut leads = context.leads.clone();
+    loop {
+        if *leads.borrow_and_update() {
+            context.begin_term();
+        } else {
+            context.end_term();
+        }
+        if leads.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn kagent_config(settings: &Settings) -> KagentConfig {
+    KagentConfig {
+        user_id: settings.kagent_user_id.clone(),
+        credential: match settings.credential() {
+            Credential::None => agent::Credential::None,
+            Credential::Key(key) => agent::Credential::Key(key.expose().to_owned()),
+            Credential::File(path) => agent::Credential::File(path),
+        },
+        api_timeout: settings.kagent_api_timeout,
+        session_timeout: settings.session_timeout(),
+        lookup_timeout: settings.session_timeout(),
+        connect_timeout: settings.session_timeout().min(Duration::from_secs(10)),
+        ..KagentConfig::new(settings.kagent_base_url.as_str())
+    }
+}
+
+fn pace(settings: &Settings) -> Pace {
+    Pace {
+        write_interval: settings.write_interval,
+        outcome_delay: settings.outcome_delay,
+        quiet_write_interval: settings.quiet_write_interval,
+        follow_min: settings.follow_min,
+        follow_max: settings.follow_max,
+        retry: Duration::from_millis(100),
+    }
+}

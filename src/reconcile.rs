@@ -1,0 +1,935 @@
+//! A reconcile observes one Hook, plans, writes the status (this is the claim) and hands the calls over.
+//!
+//! It awaits the apiserver, never an agent: outcomes come back through the inbox and wake it again. Inputs
+//! leave the inbox only after the write that contains them has committed, so nothing is lost with a write
+//! that fails. What a committed claim asks for is read from the committed status, so nothing is lost with
+//! an acknowledgement either.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use futures::{FutureExt, channel::mpsc};
+use kube::{
+    Api, ResourceExt,
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, error, warn};
+
+use crate::{
+    agent::{
+        AgentCall, Follow, Kagent,
+        pool::{Pool, Slot},
+    },
+    client::Clients,
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase},
+    incident::{
+        key,
+        lifecycle::NoticeKind,
+        outcome::{AgentName, EndState, Ended, Lookup, Reply},
+        plan::{self, Activity, Claims, Inputs, News, Outcome, Plan, Urgency},
+        policy::Policy,
+        prompt::{self, EventContext, Repeat},
+        rules::Rules,
+        signal::{Nature, Signal},
+    },
+    metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
+    notice::Notices,
+    source::events,
+    status::{self, Written},
+};
+
+/// All that reconciles share.
+pub struct Context {
+    /// The cache of Hooks.
+    pub hooks: Store<Hook>,
+    /// The ways to the apiserver.
+    pub clients: Clients,
+    /// The way to agents.
+    pub kagent: Kagent,
+    /// Slots and breakers.
+    pub pool: Arc<Pool<ObjectRef<Hook>>>,
+    /// Spans and bounds of the state machine.
+    pub policy: Policy,
+    /// How often what may be done.
+    pub pace: Pace,
+    /// The name of this process in its claims.
+    pub process: Process,
+    /// Whether this process works, or stands by.
+    pub leads: watch::Receiver<bool>,
+    /// Counts the times this process began to lead.
+    pub term: AtomicU64,
+    /// Cancelled when stopping begins.
+    pub stop: CancellationToken,
+    /// Wakes the reconcile of a Hook.
+    pub poke: mpsc::UnboundedSender<ObjectRef<Hook>>,
+    /// Calls and lookups under way.
+    pub tasks: TaskTracker,
+    /// Events on Hooks, and the log.
+    pub notices: Notices,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+    /// What is remembered of each Hook, by its UID.
+    pub rooms: Mutex<HashMap<String, Arc<Room>>>,
+}
+
+/// How often what may be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two writes of one Hook, where calls wait for the second.
+    pub write_interval: Duration,
+    /// Between two writes of one Hook, where nothing waits for the second.
+    pub outcome_delay: Duration,
+    /// Between two writes of one Hook, where only counts changed.
+    pub quiet_write_interval: Duration,
+    /// Between two looks at a task, at first.
+    pub follow_min: Duration,
+    /// Between two looks at a task, later.
+    pub follow_max: Duration,
+    /// Between two attempts at what the apiserver refused.
+    pub retry: Duration,
+}
+
+/// Who this process is.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its name: another for every start.
+    pub name: String,
+    /// The pod it runs in, if it was told. A container of a pod starts only after the last one has ended.
+    pub pod: Option<String>,
+}
+
+impl Process {
+    // An earlier process of the same pod is surely dead: its claims need not be waited for.
+    fn succeeds(&self, other: &str) -> bool {
+        let Some(pod) = &self.pod else { return false };
+        other != self.name && other.strip_prefix(pod.as_str()).is_some_and(|rest| rest.starts_with('_'))
+    }
+}
+
+/// What is remembered of one Hook between its reconciles.
+pub struct Room {
+    hook: ObjectRef<Hook>,
+    /// `namespace/name`, for the log and the metrics.
+    name: String,
+    inbox: Mutex<Inbox>,
+    mind: tokio::sync::Mutex<Mind>,
+    following: Mutex<HashSet<String>>,
+}
+
+/// What no committed write contains yet.
+#[derive(Default)]
+struct Inbox {
+    arrivals: u64,
+    signals: Vec<(u64, Signal)>,
+    outcomes: Vec<(u64, Outcome)>,
+}
+
+/// What only reconciles of the Hook use, one at a time.
+#[derive(Default)]
+struct Mind {
+    /// The answer to our last write, or what was read back; only while the cache is behind it.
+    newest: Option<Arc<Hook>>,
+    /// The last write may be stored or not.
+    read_back: bool,
+    /// What that write would have brought.
+    unconfirmed: Option<Unconfirmed>,
+    last_write: Option<Instant>,
+    rules: Option<(Option<i64>, Arc<Rules>)>,
+    /// Term and generation for which the recent Events were listed.
+    heard: Option<(u64, Option<i64>)>,
+    next_sequence: i64,
+    begun: BTreeSet<i64>,
+    busy: BTreeSet<i64>,
+    foreign: BTreeMap<Claim, Instant>,
+    failures: u32,
+    /// After a failure nothing is tried before this, whoever wakes the Hook meanwhile.
+    not_before: Option<Instant>,
+}
+
+struct Unconfirmed {
+    plan: Plan,
+    taken: Taken,
+}
+
+/// A plan that is ready to be written.
+struct Planned {
+    plan: Plan,
+    taken: Taken,
+    slots: HashMap<i64, Slot<ObjectRef<Hook>>>,
+    /// The time until it may be written.
+    too_soon: Option<Duration>,
+}
+
+/// Which inputs a plan was made from.
+#[derive(Default)]
+struct Taken {
+    signals: BTreeSet<u64>,
+    outcomes: BTreeSet<u64>,
+}
+
+/// The current time in whole milliseconds, as the status keeps it.
+pub fn now() -> DateTime<Utc> {
+    let now = Utc::now();
+    DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap_or(now)
+}
+
+/// Observes a Hook and does what is due. Never fails: what went wrong is logged, counted and tried again.
+pub async fn reconcile(hook: Arc<Hook>, context: Arc<Context>) -> Result<Action, std::convert::Infallible> {
+    let begun = Instant::now();
+    let name = name(&ObjectRef::from_obj(hook.as_ref()));
+    // A panic here would end the controller, and with it every Hook.
+    let result = AssertUnwindSafe(context.reconcile(&hook)).catch_unwind().await;
+    let (action, failure) = match result {
+        Ok(Ok(action)) => (action, None),
+        Ok(Err(reason)) => {
+            let room = context.room(&hook);
+            let mut mind = room.mind.lock().await;
+            mind.failures = mind.failures.saturating_add(1);
+            let wait = context.pace.retry.saturating_mul(1 << mind.failures.min(6));
+            // A conflict says that there is something newer, and is tried again at once.
+            mind.not_before = (reason != CONFLICT).then(|| Instant::now() + wait);
+            (Action::requeue(wait), Some(reason))
+        }
+        Err(_) => {
+            error!(hook = name, "a defect in khook: this Hook is tried again in a minute");
+            (Action::requeue(Duration::from_secs(60)), Some("panic"))
+        }
+    };
+    context.forget_if_gone(&hook);
+    context.metrics.reconciled(begun.elapsed(), failure);
+    Ok(action)
+}
+
+impl Context {
+    /// Hands a signal to every Hook that listens.
+    pub fn deliver(&self, signal: &Signal, source: Source) {
+        if !self.leading() {
+            // A Hook that is heard of anew, also after this process begins to lead, lists what happened.
+            return;
+        }
+        self.metrics.event(signal.event_type.as_str(), source);
+        if signal.is_stale(&self.policy) {
+            return self.metrics.suppressed(Suppressed::Stale, 1);
+        }
+        let listeners = self.hooks.state_filter(|hook| {
+            hook.namespace().as_deref() == Some(&signal.namespace) && listens(hook, signal.event_type)
+        });
+        if listeners.is_empty() {
+            self.metrics.suppressed(Suppressed::Unmatched, 1);
+        }
+        for hook in listeners {
+            self.room(&hook).hear(signal.clone());
+            self.wake(ObjectRef::from_obj(hook.as_ref()));
+        }
+    }
+
+    /// Forgets a Hook that was deleted.
+    pub fn forget(&self, hook: &Hook) {
+        if let Some(uid) = hook.uid() {
+            lock(&self.rooms).remove(&uid);
+        }
+        self.metrics.forget_hook(&name(&ObjectRef::from_obj(hook)));
+    }
+
+    // A Hook may be deleted while it is reconciled, which then brings back what was forgotten.
+    fn forget_if_gone(&self, hook: &Hook) {
+        match self.hooks.get(&ObjectRef::from_obj(hook)) {
+            None => self.forget(hook),
+            Some(present) if present.uid() == hook.uid() => {}
+            // Another one has its name, and with it its numbers.
+            Some(_) => drop(lock(&self.rooms).remove(&hook.uid().unwrap_or_default())),
+        }
+    }
+
+    /// Forgets every Hook that is not in the cache: it was deleted while nobody watched.
+    pub fn forget_missing(&self) {
+        let present: HashSet<String> = self.hooks.state().iter().filter_map(|hook| hook.uid()).collect();
+        lock(&self.rooms).retain(|uid, room| {
+            let keep = present.contains(uid);
+            if !keep {
+                self.metrics.forget_hook(&room.name);
+            }
+            keep
+        });
+    }
+
+    /// Begins a term: every Hook is looked at.
+    pub fn begin_term(&self) {
+        self.term.fetch_add(1, Ordering::SeqCst);
+        for hook in self.hooks.state() {
+            self.wake(ObjectRef::from_obj(hook.as_ref()));
+        }
+    }
+
+    /// Ends a term: another process tells of the Hooks now.
+    pub fn end_term(&self) {
+        for room in lock(&self.rooms).values() {
+            self.metrics.forget_hook(&room.name);
+        }
+    }
+
+    /// Wakes every Hook with outcomes no write contains yet. Returns whether there are any.
+    pub fn flush(&self) -> bool {
+        let rooms: Vec<Arc<Room>> = lock(&self.rooms).values().cloned().collect();
+        let mut any = false;
+        for room in rooms {
+            if !lock(&room.inbox).outcomes.is_empty() {
+                any = true;
+                self.wake(room.hook.clone());
+            }
+        }
+        any
+    }
+
+    fn leading(&self) -> bool {
+        *self.leads.borrow() && !self.stop.is_cancelled()
+    }
+
+    fn wake(&self, hook: ObjectRef<Hook>) {
+        // Nobody listens only while the process ends.
+        let _ = self.poke.unbounded_send(hook);
+    }
+
+    fn room(&self, hook: &Hook) -> Arc<Room> {
+        let uid = hook.uid().unwrap_or_default();
+        let make = || {
+            let mind = Mind { next_sequence: 1, ..Mind::default() };
+            let hook = ObjectRef::from_obj(hook);
+            Arc::new(Room {
+                name: name(&hook),
+                hook,
+                inbox: Mutex::default(),
+                mind: tokio::sync::Mutex::new(mind),
+                following: Mutex::default(),
+            })
+        };
+        lock(&self.rooms).entry(uid).or_insert_with(make).clone()
+    }
+
+    fn api(&self, hook: &ObjectRef<Hook>) -> Api<Hook> {
+        Api::namespaced(self.clients.request.clone(), hook.namespace.as_deref().unwrap_or_default())
+    }
+
+    // Errors are the label of the metric; what went wrong is logged where it is known.
+    async fn reconcile(self: &Arc<Self>, cached: &Arc<Hook>) -> Result<Action, &'static str> {
+        let room = self.room(cached);
+        let mut guard = room.mind.lock().await;
+        let mind = &mut *guard;
+        if let Some(left) = mind.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
+            return Ok(Action::requeue(left + Duration::from_millis(1)));
+        }
+        let leading = self.leading();
+        if !leading && lock(&room.inbox).outcomes.is_empty() {
+            lock(&room.inbox).signals.clear();
+            return Ok(Action::await_change());
+        }
+        let Some(mut hook) = self.observe(cached, &room, mind).await? else {
+            self.forget(cached);
+            return Ok(Action::await_change());
+        };
+        if hook.metadata.deletion_timestamp.is_some() {
+            return Ok(Action::await_change());
+        }
+        let rules = mind.rules(&hook, &self.policy);
+        let mut wake: Option<Duration> = None;
+        if leading && !self.hear_recent(&hook, &rules, &room, mind).await {
+            wake = Some(self.pace.retry.max(Duration::from_secs(1)));
+        }
+
+        let Planned { plan, taken, slots, too_soon } = self.plan(&hook, &rules, &room, mind, leading);
+        if plan.urgency == Urgency::None {
+            room.settle(mind, &plan, &taken);
+            self.count_suppressed(&plan);
+            self.metrics.status_write(WriteResult::Unchanged);
+            // A process that finds all in order has these numbers from nowhere else.
+            self.metrics.set_hook(&room.name, counts(&plan.status));
+            mind.failures = 0;
+        } else if let Some(left) = too_soon {
+            wake = Some(wake.map_or(left, |wake| wake.min(left)));
+        } else {
+            hook = self.write(&hook, plan.clone(), taken, &room, mind).await?;
+        }
+
+        self.begin(&hook, &rules, &room, mind, slots, leading);
+        let timer = plan.next_wake.map(|at| (at - now()).to_std().unwrap_or_default());
+        Ok(match timer.into_iter().chain(wake).min() {
+            // A timer that is over already and changed nothing must not spin.
+            Some(wait) => Action::requeue(wait.max(Duration::from_millis(20))),
+            None => Action::await_change(),
+        })
+    }
+
+    /// The newest version of the Hook this process knows; none if it is gone.
+    async fn observe(
+        &self,
+        cached: &Arc<Hook>,
+        room: &Room,
+        mind: &mut Mind,
+    ) -> Result<Option<Arc<Hook>>, &'static str> {
+        if mind.read_back {
+            let found = self.api(&room.hook).get_opt(&room.hook.name).await.map_err(|error| {
+                warn!(hook = room.name, %error, "the Hook cannot be read back");
+                "read_back"
+            })?;
+            let Some(found) = found.filter(|found| found.uid() == cached.uid()) else { return Ok(None) };
+            mind.read_back = false;
+            if let Some(Unconfirmed { plan, taken }) = mind.unconfirmed.take()
+                && found.status.as_ref() == Some(&plan.status)
+            {
+                // It had committed: only its acknowledgement was lost.
+                self.committed(&plan, &taken, room, mind);
+            }
+            mind.newest = Some(Arc::new(found));
+        }
+        // The cache is often behind our own write.
+        if mind.newest.as_deref().is_some_and(|own| version(own) <= version(cached)) {
+            mind.newest = None;
+        }
+        Ok(Some(mind.newest.clone().unwrap_or_else(|| cached.clone())))
+    }
+
+    /// A Hook, or a spec, that is new to this process hears what happened before. Returns false if that
+    /// has to be tried again.
+    async fn hear_recent(&self, hook: &Hook, rules: &Rules, room: &Room, mind: &mut Mind) -> bool {
+        let term = (self.term.load(Ordering::SeqCst), hook.metadata.generation);
+        if mind.heard == Some(term) {
+            return true;
+        }
+        let namespace = hook.namespace().unwrap_or_default();
+        match events::recent(&self.clients.request, &namespace, now()).await {
+            Ok(signals) => {
+                let heard = signals.into_iter().filter(|signal| rules.listens_to(signal.event_type));
+                let (stale, fresh): (Vec<Signal>, Vec<Signal>) =
+                    heard.partition(|signal| signal.is_stale(&self.policy));
+                self.metrics.suppressed(Suppressed::Stale, stale.len() as u64);
+                fresh.into_iter().for_each(|signal| room.hear(signal));
+                mind.heard = Some(term);
+                true
+            }
+            Err(error) => {
+                warn!(hook = room.name, %error, "the recent Events cannot be listed: trying again");
+                false
+            }
+        }
+    }
+
+    /// Plans, and takes the slots the plan needs if it can be written now.
+    fn plan(
+        self: &Arc<Self>,
+        hook: &Hook,
+        rules: &Rules,
+        room: &Room,
+        mind: &mut Mind,
+        leading: bool,
+    ) -> Planned {
+        let empty = HookStatus::default();
+        let status = hook.status.as_ref().unwrap_or(&empty);
+        let unmoved = self.foreign_claims(status, mind);
+        let (signals, outcomes, taken) = room.inputs(leading);
+        let agents: BTreeSet<&AgentName> = rules.configurations.iter().map(|rule| &rule.agent).collect();
+        let uid = hook.uid().unwrap_or_default();
+        let namespace = hook.namespace().unwrap_or_default();
+        // Another Hook may take a slot between the look and the grasp; then the plan is made anew.
+        for attempt in 0.. {
+            let now = now();
+            let mut capacity = self.pool.capacity(agents.iter().copied(), now);
+            capacity.may_claim = leading;
+            if attempt >= MAX_PLANS {
+                capacity.slots = 0;
+            }
+            let plan = plan::plan(&Inputs {
+                hook_uid: &uid,
+                namespace: &namespace,
+                generation: hook.metadata.generation,
+                rules,
+                status,
+                signals: &signals,
+                outcomes: &outcomes,
+                capacity: &capacity,
+                claims: Claims {
+                    process: &self.process.name,
+                    next: mind.next_sequence,
+                    begun: &mind.begun,
+                    busy: &mind.busy,
+                    unmoved: &unmoved,
+                },
+                policy: &self.policy,
+                now,
+            });
+            let too_soon = self.throttled(mind, plan.urgency).filter(|_| leading);
+            if too_soon.is_some() && !plan.claimed.is_empty() {
+                // Slots are not taken only to be given back: that would wake those who wait for one,
+                // this Hook among them. It is planned anew soon.
+                return Planned { plan, taken, slots: HashMap::new(), too_soon };
+            }
+            if plan.waits_for_capacity && leading {
+                // Wait first, then look again: a slot given back in between must not go unnoticed.
+                self.pool.wait(room.hook.clone(), agents.iter().copied());
+                let mut again = self.pool.capacity(agents.iter().copied(), now);
+                again.may_claim = leading;
+                if again != capacity && attempt < MAX_PLANS {
+                    continue;
+                } else if again != capacity {
+                    self.wake(room.hook.clone());
+                }
+            }
+            let claims = plan.claimed.iter();
+            if let Some(slots) = self.pool.reserve(claims.clone().map(|(_, agent)| agent), now) {
+                let slots = claims.map(|(claim, _)| claim.sequence).zip(slots).collect();
+                return Planned { plan, taken, slots, too_soon };
+            }
+        }
+        unreachable!("the loop above has no end but its return")
+    }
+
+    fn foreign_claims(&self, status: &HookStatus, mind: &mut Mind) -> BTreeMap<Claim, Duration> {
+        let foreign: BTreeSet<&Claim> = status
+            .active_events
+            .iter()
+            .filter_map(|entry| entry.claim.as_ref())
+            .filter(|claim| claim.process != self.process.name)
+            .collect();
+        let now = Instant::now();
+        mind.foreign.retain(|claim, _| foreign.contains(claim));
+        for claim in foreign {
+            mind.foreign.entry(claim.clone()).or_insert(now);
+        }
+        let unmoved = |claim: &Claim, since: &Instant| {
+            if self.process.succeeds(&claim.process) { Duration::MAX } else { now.duration_since(*since) }
+        };
+        mind.foreign.iter().map(|(claim, since)| (claim.clone(), unmoved(claim, since))).collect()
+    }
+
+    fn throttled(&self, mind: &Mind, urgency: Urgency) -> Option<Duration> {
+        let interval = match urgency {
+            Urgency::Claim => self.pace.write_interval,
+            Urgency::Soon | Urgency::None => self.pace.outcome_delay,
+            Urgency::Quiet => self.pace.quiet_write_interval,
+        };
+        let left = interval.checked_sub(mind.last_write?.elapsed())?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    async fn write(
+        &self,
+        hook: &Arc<Hook>,
+        plan: Plan,
+        taken: Taken,
+        room: &Room,
+        mind: &mut Mind,
+    ) -> Result<Arc<Hook>, &'static str> {
+        // Also where the write fails: a sequence is used once.
+        mind.next_sequence = plan.next_sequence;
+        let written = status::write(&self.api(&room.hook), hook, &plan.status).await;
+        mind.last_write = Some(Instant::now());
+        match written {
+            Written::Committed(hook) => {
+                self.metrics.status_write(WriteResult::Committed);
+                self.committed(&plan, &taken, room, mind);
+                let hook = Arc::new(*hook);
+                mind.newest = Some(hook.clone());
+                mind.failures = 0;
+                Ok(hook)
+            }
+            Written::Conflict => {
+                self.metrics.status_write(WriteResult::Conflict);
+                debug!(hook = room.name, "somebody wrote in between: reading the Hook back");
+                mind.read_back = true;
+                self.wake(room.hook.clone());
+                Err(CONFLICT)
+            }
+            Written::Gone => {
+                self.metrics.status_write(WriteResult::Error);
+                mind.read_back = true;
+                Err("gone")
+            }
+            Written::Refused(error) => {
+                self.metrics.status_write(WriteResult::Error);
+                error!(hook = room.name, %error, "the apiserver refuses the status: nothing is called until it takes it");
+                mind.read_back = true;
+                Err("refused")
+            }
+            Written::Unknown(error) => {
+                self.metrics.status_write(WriteResult::Error);
+                warn!(hook = room.name, %error, "whether the status was stored is not known: reading the Hook back");
+                mind.read_back = true;
+                mind.unconfirmed = Some(Unconfirmed { plan, taken });
+                Err("unknown")
+            }
+        }
+    }
+
+    fn committed(&self, plan: &Plan, taken: &Taken, room: &Room, mind: &mut Mind) {
+        room.settle(mind, plan, taken);
+        let own = plan.status.active_events.iter().filter_map(|entry| entry.claim.as_ref());
+        let own: BTreeSet<i64> =
+            own.filter(|claim| claim.process == self.process.name).map(|claim| claim.sequence).collect();
+        mind.begun.retain(|sequence| own.contains(sequence));
+        self.count_suppressed(plan);
+        self.metrics.set_hook(&room.name, counts(&plan.status));
+        for notice in &plan.notices {
+            let (type_, phase) = (notice.entry.event_type, notice.entry.status);
+            let reason = notice.entry.reason.map_or("", |reason| reason.as_str());
+            // An answer, or a doubt, moves nothing.
+            if !matches!(notice.kind, NoticeKind::AgentAnswered | NoticeKind::AgentCallUnknown) {
+                self.metrics.transition(type_.as_str(), phase.as_str(), reason);
+            }
+            self.notices.tell(&room.hook, &room.name, notice);
+        }
+    }
+
+    fn count_suppressed(&self, plan: &Plan) {
+        for suppressed in &plan.suppressed {
+            let reason = match suppressed {
+                crate::incident::lifecycle::Suppressed::Duplicate => Suppressed::Duplicate,
+                crate::incident::lifecycle::Suppressed::Stale => Suppressed::Stale,
+                crate::incident::lifecycle::Suppressed::Window => Suppressed::Window,
+            };
+            self.metrics.suppressed(reason, 1);
+        }
+    }
+
+    /// Begins what the committed status asks of this process.
+    fn begin(
+        self: &Arc<Self>,
+        hook: &Arc<Hook>,
+        rules: &Rules,
+        room: &Arc<Room>,
+        mind: &mut Mind,
+        mut slots: HashMap<i64, Slot<ObjectRef<Hook>>>,
+        leading: bool,
+    ) {
+        let Some(status) = hook.status.as_ref() else { return };
+        let (begun, busy) = (mind.begun.clone(), mind.busy.clone());
+        let claims = Claims {
+            process: &self.process.name,
+            next: mind.next_sequence,
+            begun: &begun,
+            busy: &busy,
+            unmoved: &BTreeMap::new(),
+        };
+        for activity in plan::activities(status, &claims, now()) {
+            match activity {
+                Activity::Call(entry, claim) => {
+                    mind.begun.insert(claim.sequence);
+                    mind.busy.insert(claim.sequence);
+                    match rules.of(entry).filter(|_| leading && !rules.suspended) {
+                        Some(rule) => {
+                            let slot = slots.remove(&claim.sequence);
+                            let slot = slot.or_else(|| self.pool.insist(&rule.agent, now()));
+                            let call = agent_call(hook, entry, &rule.agent, &rule.prompt);
+                            self.call(room, entry, claim, call, slot);
+                        }
+                        // Observed between the claim and the call: nothing more is called.
+                        None => {
+                            let error = "the Hook does not want this call any more".into();
+                            let reply = Reply::NotRun { error, retry_after: None, throttled: true };
+                            self.post(room, entry, News::Called(claim.clone(), reply));
+                        }
+                    }
+                }
+                Activity::LookUp(entry, claim) => {
+                    mind.busy.insert(claim.sequence);
+                    self.look_up(room, entry, claim);
+                }
+                Activity::Follow(entry, task_id) if leading => self.follow(room, entry, task_id),
+                Activity::Follow(..) => {}
+            }
+        }
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        entry: &ActiveEvent,
+        claim: &Claim,
+        call: AgentCall,
+        slot: Option<Slot<ObjectRef<Hook>>>,
+    ) {
+        if let Some(waited) = entry.due_at.and_then(|due| (now() - due).to_std().ok()) {
+            self.metrics.event_to_call(waited);
+        }
+        let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
+        self.tasks.spawn(async move {
+            let _in_flight = context.metrics.inflight();
+            let begun = Instant::now();
+            // The claim promises an end within its duration. A process that was frozen for so long does not
+            // begin: another may have taken over.
+            let limit = claim.duration();
+            let reply = if (now() - claim.at).to_std().is_ok_and(|age| age >= limit) {
+                let error = "this process stood still until its claim was over".into();
+                Reply::NotRun { error, retry_after: None, throttled: true }
+            } else {
+                let call = tokio::time::timeout(limit, context.kagent.call(&call));
+                // A panic must not leave the incident firing for ever.
+                match AssertUnwindSafe(call).catch_unwind().await {
+                    Ok(Ok(reply)) => reply,
+                    Ok(Err(_)) => Reply::Unknown { error: format!("no answer within {} s", limit.as_secs()) },
+                    Err(_) => Reply::Unknown { error: "a defect in khook ended the call".into() },
+                }
+            };
+            let outcome = match &reply {
+                Reply::Accepted { .. } => CallOutcome::Accepted,
+                Reply::NotRun { throttled: true, .. } => CallOutcome::Throttled,
+                Reply::NotRun { .. } => CallOutcome::NotRun,
+                Reply::Permanent { .. } => CallOutcome::Permanent,
+                Reply::Unknown { .. } => CallOutcome::Unknown,
+            };
+            context.metrics.api_call(CallKind::Message, outcome, begun.elapsed());
+            debug!(hook = room.name, agent = entry.agent, resource = entry.resource_name, ?reply, "called");
+            if let Some(slot) = slot {
+                slot.ended(&reply);
+            }
+            context.post(&room, &entry, News::Called(claim, reply));
+        });
+    }
+
+    fn look_up(self: &Arc<Self>, room: &Arc<Room>, entry: &ActiveEvent, claim: &Claim) {
+        let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
+        self.tasks.spawn(async move {
+            let begun = Instant::now();
+            let session = entry.session_id.clone().unwrap_or_default();
+            let message = key::message_id(&session, entry.window);
+            let lookup = AssertUnwindSafe(context.kagent.lookup(&session, &message)).catch_unwind().await;
+            let lookup = lookup.unwrap_or_else(|_| Lookup::Unavailable {
+                error: "a defect in khook ended the lookup".into(),
+            });
+            let outcome = match &lookup {
+                Lookup::Found { .. } => CallOutcome::Found,
+                Lookup::Absent => CallOutcome::Absent,
+                Lookup::Unavailable { .. } => CallOutcome::Unavailable,
+                Lookup::Unsupported { .. } => CallOutcome::Unsupported,
+            };
+            context.metrics.api_call(CallKind::Lookup, outcome, begun.elapsed());
+            debug!(
+                hook = room.name,
+                agent = entry.agent,
+                resource = entry.resource_name,
+                ?lookup,
+                "looked up"
+            );
+            context.post(&room, &entry, News::LookedUp(claim, lookup));
+        });
+    }
+
+    /// Follows a task until it ends, its deadline passes, or this process no longer works.
+    fn follow(self: &Arc<Self>, room: &Arc<Room>, entry: &ActiveEvent, task_id: &str) {
+        let Ok(agent) = entry.agent.parse::<AgentName>() else { return };
+        if !lock(&room.following).insert(task_id.to_owned()) {
+            return;
+        }
+        let (context, room, entry, task_id) = (self.clone(), room.clone(), entry.clone(), task_id.to_owned());
+        // Not among the calls: a process that stops does not wait for it, the next one goes on.
+        tokio::spawn(async move {
+            let asked = entry.last_notified_at.unwrap_or(entry.last_seen);
+            let deadline = asked + context.policy.task_deadline;
+            let mut wait = context.pace.follow_min;
+            let ended = loop {
+                let over = tokio::time::sleep(wait);
+                tokio::select! {
+                    () = over => {}
+                    () = context.stop.cancelled() => break None,
+                }
+                if !context.leading() || context.is_forgotten(&room) {
+                    break None;
+                }
+                let begun = Instant::now();
+                let seen = context.kagent.follow(&agent, &task_id).await;
+                let outcome = match &seen {
+                    Follow::Running => CallOutcome::Accepted,
+                    Follow::Ended(_) => CallOutcome::Ended,
+                    Follow::Unavailable { .. } => CallOutcome::Unavailable,
+                };
+                context.metrics.api_call(CallKind::Follow, outcome, begun.elapsed());
+                if let Follow::Ended(ended) = seen {
+                    debug!(
+                        hook = room.name,
+                        agent = entry.agent,
+                        task = task_id,
+                        answer = ended.answer,
+                        "answered"
+                    );
+                    break Some(ended);
+                }
+                if now() >= deadline {
+                    break Some(Ended { state: EndState::DeadlineExceeded, answer: String::new() });
+                }
+                wait = (wait + wait / 2).min(context.pace.follow_max);
+            };
+            match ended {
+                // It stays among the followed until the write that contains it has committed.
+                Some(ended) => context.post(&room, &entry, News::TaskEnded(task_id, ended)),
+                None => {
+                    lock(&room.following).remove(&task_id);
+                }
+            }
+        });
+    }
+
+    fn is_forgotten(&self, room: &Arc<Room>) -> bool {
+        !lock(&self.rooms).values().any(|known| Arc::ptr_eq(known, room))
+    }
+
+    fn post(&self, room: &Room, entry: &ActiveEvent, news: News) {
+        let session_id = entry.session_id.clone().unwrap_or_default();
+        room.tell(Outcome { entry: entry.id.clone(), session_id, news });
+        self.wake(room.hook.clone());
+    }
+}
+
+/// The failure that is none: somebody else was faster.
+const CONFLICT: &str = "conflict";
+
+/// Plans per reconcile, where others keep taking the slots it was made with.
+const MAX_PLANS: u32 = 5;
+
+impl Room {
+    // Of one source only the newest matters: its count tells how often it happened.
+    fn hear(&self, signal: Signal) {
+        let mut inbox = lock(&self.inbox);
+        inbox.arrivals += 1;
+        let arrival = inbox.arrivals;
+        if let Nature::Occurrence(new) = &signal.nature {
+            let same = |(_, old): &(u64, Signal)| match &old.nature {
+                Nature::Occurrence(old) => {
+                    old.source == new.source && old.count <= new.count && old.at <= new.at
+                }
+                Nature::Condition { .. } => false,
+            };
+            inbox.signals.retain(|old| !(same(old) && old.1.event_type == signal.event_type));
+        }
+        inbox.signals.push((arrival, signal));
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        let mut inbox = lock(&self.inbox);
+        inbox.arrivals += 1;
+        let arrival = inbox.arrivals;
+        inbox.outcomes.push((arrival, outcome));
+    }
+
+    // Who only stands by folds in what became of its own calls, nothing else.
+    fn inputs(&self, leading: bool) -> (Vec<Signal>, Vec<Outcome>, Taken) {
+        let inbox = lock(&self.inbox);
+        let signals: Vec<&(u64, Signal)> = inbox.signals.iter().filter(|_| leading).collect();
+        let taken = Taken {
+            signals: signals.iter().map(|(arrival, _)| *arrival).collect(),
+            outcomes: inbox.outcomes.iter().map(|(arrival, _)| *arrival).collect(),
+        };
+        let signals = signals.into_iter().map(|(_, signal)| signal.clone()).collect();
+        let outcomes = inbox.outcomes.iter().map(|(_, outcome)| outcome.clone()).collect();
+        (signals, outcomes, taken)
+    }
+
+    // The status contains these inputs now, or they change nothing.
+    fn settle(&self, mind: &mut Mind, plan: &Plan, taken: &Taken) {
+        let mut inbox = lock(&self.inbox);
+        let held_back: BTreeSet<u64> = (taken.signals.iter().enumerate())
+            .filter(|(index, _)| plan.held_back.contains(index))
+            .map(|(_, arrival)| *arrival)
+            .collect();
+        inbox.signals.retain(|(arrival, _)| !taken.signals.contains(arrival) || held_back.contains(arrival));
+        inbox.outcomes.retain(|(arrival, outcome)| {
+            let settled = taken.outcomes.contains(arrival);
+            if settled {
+                match &outcome.news {
+                    News::Called(claim, _) | News::LookedUp(claim, _) => {
+                        mind.busy.remove(&claim.sequence);
+                    }
+                    News::TaskEnded(task_id, _) => {
+                        lock(&self.following).remove(task_id);
+                    }
+                }
+            }
+            !settled
+        });
+    }
+}
+
+impl Mind {
+    fn rules(&mut self, hook: &Hook, policy: &Policy) -> Arc<Rules> {
+        let generation = hook.metadata.generation;
+        match &self.rules {
+            Some((parsed, rules)) if *parsed == generation => rules.clone(),
+            _ => {
+                let namespace = hook.namespace().unwrap_or_default();
+                let rules = Arc::new(Rules::parse(&hook.spec, &namespace, policy));
+                self.rules = Some((generation, rules.clone()));
+                rules
+            }
+        }
+    }
+}
+
+fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str) -> AgentCall {
+    let context = EventContext {
+        hook_name: hook.name_any(),
+        hook_namespace: hook.namespace().unwrap_or_default(),
+        event_type: entry.event_type.to_string(),
+        resource_name: entry.resource_name.clone(),
+        namespace: entry.namespace.clone(),
+        event_name: entry.event_name.clone(),
+        event_time: entry.last_seen,
+        message: entry.event_message.clone(),
+        reason: entry.event_reason.clone(),
+        container: entry.containers.join(", "),
+        count: entry.count,
+        first_seen: entry.first_seen,
+        uid: entry.uid.clone(),
+    };
+    let again = entry.last_notified_at.filter(|_| entry.window > 1);
+    let repeat = again.map(|since| Repeat { window: entry.window.unsigned_abs(), since });
+    let message = prompt::message(prompt, &context, repeat);
+    let session_id = entry.session_id.clone().unwrap_or_default();
+    AgentCall {
+        agent: agent.clone(),
+        message_id: key::message_id(&session_id, entry.window),
+        session_id,
+        session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),
+        text: message.text,
+        metadata: message.metadata,
+    }
+}
+
+/// A Hook as people write it: `namespace/name`.
+fn name(hook: &ObjectRef<Hook>) -> String {
+    format!("{}/{}", hook.namespace.as_deref().unwrap_or_default(), hook.name)
+}
+
+fn listens(hook: &Hook, event_type: EventType) -> bool {
+    hook.spec.event_configurations.iter().any(|configuration| configuration.event_type == event_type)
+}
+
+fn counts(status: &HookStatus) -> HookCounts {
+    let mut counts: BTreeMap<(EventType, Phase), i64> = BTreeMap::new();
+    for entry in &status.active_events {
+        *counts.entry((entry.event_type, entry.status)).or_default() += 1;
+    }
+    HookCounts {
+        active: counts.into_iter().map(|((type_, phase), n)| (type_.as_str(), phase.as_str(), n)).collect(),
+        overflow: i64::from(status.overflow.unwrap_or_default()),
+    }
+}
+
+// Versions of one object can be compared as numbers: Kubernetes 1.35 promises it, etcd has always made it so.
+fn version(hook: &Hook) -> Option<u128> {
+    hook.metadata.resource_version.as_deref().and_then(|version| version.parse().ok())
+}
+
+// Nothing here leaves what it guards half changed: a poisoned lock is as good as another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,216 @@
+//! An Event is what a component of the cluster says about an object; here, Warnings about Pods.
+//!
+//! Events are words and evidence. About a pod nothing else is known of, the Event itself is the occurrence.
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
+use kube::{Api, Client, ResourceExt, api::ListParams, runtime::watcher};
+
+use crate::{
+    hook::EventType,
+    incident::signal::{Cause, Nature, Occurrence, Signal},
+};
+
+/// Served by the apiserver, so that nothing else crosses the wire.
+pub const SELECTOR: &str = "type=Warning,regarding.kind=Pod";
+
+const PAGE: u32 = 500;
+
+/// How the Events of the cluster are watched. `seconds` is the length of one watch.
+pub fn watch_config(seconds: u32) -> watcher::Config {
+    watcher::Config::default().fields(SELECTOR).page_size(PAGE).timeout(seconds)
+}
+
+/// The signals in the Events a namespace has now, for a Hook that has just been heard of.
+///
+/// # Errors
+/// What the apiserver answers to the list.
+pub async fn recent(client: &Client, namespace: &str, now: DateTime<Utc>) -> kube::Result<Vec<Signal>> {
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let mut params = ListParams::default().fields(SELECTOR).limit(PAGE);
+    let mut signals = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        signals.extend(page.items.iter().filter_map(|event| signal(event, now)));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(signals),
+        }
+    }
+}
+
+/// What an Event says, if it tells of trouble a Hook can listen to.
+pub fn signal(event: &Event, now: DateTime<Utc>) -> Option<Signal> {
+    let regarding = event.regarding.as_ref()?;
+    if event.type_.as_deref() != Some("Warning") || regarding.kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    let reason = event.reason.as_deref().unwrap_or_default();
+    let note = event.note.as_deref().unwrap_or_default();
+    let (event_type, cause) = classify(reason, note)?;
+    let pod = regarding.name.clone().filter(|name| !name.is_empty())?;
+    let namespace = regarding.namespace.clone().or_else(|| event.namespace())?;
+    let at = last_seen(event).unwrap_or(now);
+    let count =
+        event.deprecated_count.into_iter().chain(event.series.as_ref().map(|series| series.count)).max();
+    Some(Signal {
+        event_type,
+        cause,
+        namespace,
+        pod,
+        uid: regarding.uid.clone().unwrap_or_default(),
+        container: regarding.field_path.as_deref().and_then(container),
+        event_name: event.name_any(),
+        reason: reason.to_owned(),
+        message: note.to_owned(),
+        observed_at: now,
+        nature: Nature::Occurrence(Occurrence {
+            source: event.uid().unwrap_or_else(|| event.name_any()),
+            at,
+            count: i64::from(count.unwrap_or(1).max(1)),
+        }),
+    })
+}
+
+// kubelet's reasons: k8s.io/kubernetes/pkg/kubelet/events/event.go; the scheduler's and the attach-detach
+// controller's by their Events.
+fn classify(reason: &str, note: &str) -> Option<(EventType, Cause)> {
+    let starts = |prefix: &str| note.starts_with(prefix);
+    Some(match reason {
+        "BackOff" if starts("Back-off pulling image") => (EventType::PodPending, Cause::ImageOrConfig),
+        "BackOff" => (EventType::PodRestart, Cause::Restart),
+        "OOMKilling" | "OOMKilled" => (EventType::OomKill, Cause::OomKill),
+        "Unhealthy" if starts("Liveness") || starts("Startup") => (EventType::ProbeFailed, Cause::Liveness),
+        "Unhealthy" => (EventType::ProbeFailed, Cause::Readiness),
+        "FailedScheduling" => (EventType::PodPending, Cause::Scheduling),
+        // "Failed" is kubelet's word for an image that cannot be pulled and a container that cannot be made.
+        "Failed" | "InspectFailed" | "ErrImageNeverPull" | "InvalidImageName" => {
+            (EventType::PodPending, Cause::ImageOrConfig)
+        }
+        "FailedMount"
+        | "FailedAttachVolume"
+        | "FailedMapVolume"
+        | "FailedCreatePodSandBox"
+        | "FailedCreatePodContainer"
+        | "FailedPodSandBoxStatus"
+        | "NetworkNotReady" => (EventType::PodPending, Cause::Scheduling),
+        _ => return None,
+    })
+}
+
+/// When an Event was last seen: the newest of its four stamps. kubelet moves one of them, the scheduler
+/// another (FACTS: legacy and events.k8s.io recorders).
+fn last_seen(event: &Event) -> Option<DateTime<Utc>> {
+    let series = event.series.as_ref().map(|series| series.last_observed_time.0);
+    let legacy = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+    let time = event.event_time.as_ref().map(|time| time.0);
+    let created = event.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    series.into_iter().chain(legacy).chain(time).chain(created).max().and_then(to_chrono)
+}
+
+// The one seam between the two time libraries. Milliseconds are what the status keeps.
+fn to_chrono(time: Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(time.as_millisecond())
+}
+
+// `spec.containers{web}` names the container.
+fn container(field_path: &str) -> Option<String> {
+    let (_, rest) = field_path.split_once('{')?;
+    let name = rest.strip_suffix('}')?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2026-01-01T12:00:00Z".parse().expect("a timestamp")
+    }
+
+    fn event(change: impl FnOnce(&mut serde_json::Value)) -> Event {
+        let mut value = json!({
+            "metadata": {"name": "web-0.17", "namespace": "shop", "uid": "uid-1",
+                         "creationTimestamp": "2026-01-01T11:00:00Z"},
+            "type": "Warning", "reason": "BackOff",
+            "note": "Back-off restarting failed container web in pod web-0_shop(uid)",
+            "regarding": {"kind": "Pod", "namespace": "shop", "name": "web-0", "uid": "pod-uid",
+                          "fieldPath": "spec.containers{web}"},
+            "eventTime": null, "deprecatedCount": 7, "deprecatedFirstTimestamp": "2026-01-01T11:00:00Z",
+            "deprecatedLastTimestamp": "2026-01-01T11:59:00Z",
+        });
+        change(&mut value);
+        serde_json::from_value(value).expect("an Event")
+    }
+
+    #[test]
+    fn a_kubelet_event_becomes_an_occurrence() {
+        let signal = signal(&event(|_| ()), now()).expect("trouble");
+        assert_eq!((signal.event_type, signal.cause), (EventType::PodRestart, Cause::Restart));
+        assert_eq!((signal.namespace.as_str(), signal.pod.as_str()), ("shop", "web-0"));
+        assert_eq!(signal.container.as_deref(), Some("web"));
+        let Nature::Occurrence(occurrence) = signal.nature else { panic!("an occurrence") };
+        assert_eq!((occurrence.source.as_str(), occurrence.count), ("uid-1", 7));
+        assert_eq!(occurrence.at.to_rfc3339(), "2026-01-01T11:59:00+00:00");
+    }
+
+    #[rstest]
+    #[case("BackOff", "Back-off restarting failed container", Some(EventType::PodRestart))]
+    #[case("BackOff", "Back-off pulling image \"x\"", Some(EventType::PodPending))]
+    #[case("Failed", "Failed to pull image \"x\"", Some(EventType::PodPending))]
+    #[case("Failed", "Error: secret \"x\" not found", Some(EventType::PodPending))]
+    #[case("FailedScheduling", "0/3 nodes are available", Some(EventType::PodPending))]
+    #[case("FailedMount", "MountVolume.SetUp failed", Some(EventType::PodPending))]
+    #[case("FailedCreatePodSandBox", "", Some(EventType::PodPending))]
+    #[case("Unhealthy", "Liveness probe failed: HTTP 500", Some(EventType::ProbeFailed))]
+    #[case("Unhealthy", "Startup probe failed: timeout", Some(EventType::ProbeFailed))]
+    #[case("Unhealthy", "Readiness probe errored", Some(EventType::ProbeFailed))]
+    #[case("OOMKilling", "Memory cgroup out of memory", Some(EventType::OomKill))]
+    #[case("OOMKilled", "", Some(EventType::OomKill))]
+    #[case("ProbeWarning", "Liveness probe warning: redirected", None)]
+    #[case("Killing", "Stopping container web", None)]
+    #[case("Evicted", "The node was low on resource", None)]
+    #[case("", "", None)]
+    fn reasons_are_told_apart(#[case] reason: &str, #[case] note: &str, #[case] expected: Option<EventType>) {
+        let event = event(|value| {
+            value["reason"] = json!(reason);
+            value["note"] = json!(note);
+        });
+        assert_eq!(signal(&event, now()).map(|signal| signal.event_type), expected);
+    }
+
+    #[rstest]
+    #[case("Normal", "Pod")]
+    #[case("Warning", "Node")]
+    #[case("Warning", "Hook")]
+    fn only_warnings_about_pods_count(#[case] type_: &str, #[case] kind: &str) {
+        let event = event(|value| {
+            value["type"] = json!(type_);
+            value["regarding"]["kind"] = json!(kind);
+        });
+        assert_eq!(signal(&event, now()), None);
+    }
+
+    #[test]
+    fn the_newest_of_four_stamps_counts() {
+        let at = |event: &Event| signal(event, now()).expect("trouble").at().to_rfc3339();
+        let scheduler = event(|value| {
+            value["eventTime"] = json!("2026-01-01T11:30:00.123456Z");
+            value["deprecatedLastTimestamp"] = json!(null);
+            value["series"] = json!({"count": 4, "lastObservedTime": "2026-01-01T11:45:00.654321Z"});
+        });
+        assert_eq!(at(&scheduler), "2026-01-01T11:45:00.654+00:00");
+        let no_stamp_but_creation = event(|value| value["deprecatedLastTimestamp"] = json!(null));
+        assert_eq!(at(&no_stamp_but_creation), "2026-01-01T11:00:00+00:00");
+    }
+
+    #[test]
+    fn an_event_with_nothing_in_it_is_no_trouble_and_no_panic() {
+        assert_eq!(signal(&Event::default(), now()), None);
+        let bare = event(|value| value["regarding"] = json!({"kind": "Pod"}));
+        assert_eq!(signal(&bare, now()), None);
+    }
+}

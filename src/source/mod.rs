@@ -1,0 +1,166 @@
+//! A source watches cluster objects and turns them into signals. It never calls an agent and never writes.
+
+pub mod events;
+
+use std::{fmt::Debug, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, pin_mut};
+use kube::{
+    Api, Resource,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+use tracing::{debug, warn};
+
+use crate::{
+    metrics::{Metrics, Restart, Watch},
+    server::Health,
+};
+
+/// Watches one kind of object for ever.
+///
+/// The watch never dies: after an error (410, closed, cut, garbage) it resumes with backoff, and the metric
+/// `khook_watch_restarts_total` counts it. A connection that says nothing any more ends by the client's
+/// read timeout.
+pub fn watch<K>(
+    name: Watch,
+    api: Api<K>,
+    config: watcher::Config,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    watcher(api, config).default_backoff().inspect(move |item| match item {
+        Ok(watcher::Event::InitDone) => {
+            debug!(watch = name.as_str(), "listed");
+            health.set_synced(name.as_str(), true);
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let reason = restart_reason(error);
+            metrics.watch_restart(name, reason);
+            warn!(watch = name.as_str(), reason = reason.as_str(), %error, "the watch broke off and is resumed");
+        }
+    })
+}
+
+/// Reads a stream to its end and shows in between that somebody reads it: `beat` is called all the time.
+pub async fn drive<T>(stream: impl Stream<Item = T>, beat: impl Fn(), mut each: impl FnMut(T)) {
+    pin_mut!(stream);
+    let mut time = tokio::time::interval(BEAT);
+    loop {
+        tokio::select! {
+            _ = time.tick() => beat(),
+            item = stream.next() => match item {
+                Some(item) => each(item),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Time between two beats.
+pub const BEAT: Duration = Duration::from_secs(2);
+
+fn restart_reason(error: &watcher::Error) -> Restart {
+    match error {
+        watcher::Error::WatchError(status) if status.code == 410 => Restart::Expired,
+        watcher::Error::WatchError(_) => Restart::Refused,
+        watcher::Error::InitialListFailed(kube::Error::Api(_))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(_)) => Restart::Refused,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => Restart::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use axum::{body::Body, extract::State, http::Request, routing::get};
+    use k8s_openapi::api::events::v1::Event;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::client::Clients;
+
+    /// What the apiserver answers to one watch after another: pieces of a body, and whether it breaks off.
+    type Script = Arc<Mutex<Vec<(Vec<String>, bool)>>>;
+
+    const LIST: &str = r#"{"kind":"EventList","apiVersion":"events.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[]}"#;
+
+    fn added(name: &str, version: u32) -> String {
+        format!(
+            r#"{{"type":"ADDED","object":{{"apiVersion":"events.k8s.io/v1","kind":"Event","eventTime":null,"metadata":{{"name":"{name}","namespace":"a","resourceVersion":"{version}"}}}}}}"#
+        ) + "\n"
+    }
+
+    async fn answer(State(script): State<Script>, request: Request<Body>) -> axum::http::Response<Body> {
+        if !request.uri().query().unwrap_or_default().contains("watch=") {
+            return axum::http::Response::new(Body::from(LIST));
+        }
+        let next = {
+            let mut script = script.lock().unwrap();
+            (!script.is_empty()).then(|| script.remove(0))
+        };
+        let Some((pieces, breaks)) = next else { return std::future::pending().await };
+        let ok = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+        // Cut only once what came before is on its way.
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Err(std::io::Error::other("cut"))
+        };
+        let cut = futures::stream::once(cut).filter(move |_| std::future::ready(breaks));
+        axum::http::Response::new(Body::from_stream(ok.chain(cut)))
+    }
+
+    async fn apiserver(script: Vec<(Vec<String>, bool)>) -> Result<Clients, Infallible> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new().fallback(get(answer)).with_state(Arc::new(Mutex::new(script)));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+        Ok(Clients::new(config, Duration::from_secs(5)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_watch_survives_garbage_an_expired_version_a_cut_and_an_end_and_counts_them() {
+        let gone = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}}"#;
+        let script = vec![
+            (vec![added("one", 2), "{\"type\": garbage\n".into()], false),
+            (vec![format!("{gone}\n")], false),
+            (vec![added("two", 3), added("half", 4)[..30].to_owned()], true),
+            (vec![], false),
+            (vec![added("three", 5)], false),
+        ];
+        let clients = apiserver(script).await.unwrap();
+        let (health, metrics) = (Arc::new(Health::new(["events"])), Arc::new(Metrics::new()));
+        let api: Api<Event> = Api::all(clients.watch.clone());
+        let stream = watch(Watch::Events, api, watcher::Config::default(), health.clone(), metrics.clone());
+        let names = stream
+            .filter_map(|item| {
+                let name = match item {
+                    Ok(watcher::Event::Apply(event)) => event.metadata.name,
+                    _ => None,
+                };
+                std::future::ready(name)
+            })
+            .take(3)
+            .collect::<Vec<String>>();
+        let names = tokio::time::timeout(Duration::from_secs(60), names).await.unwrap();
+        assert_eq!(names, ["one", "two", "three"]);
+        assert!(health.unsynced().is_empty());
+        let text = metrics.encode();
+        let restarts = |reason: &str| {
+            let sample = format!("khook_watch_restarts_total{{reason=\"{reason}\",watch=\"events\"}} ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&sample)).unwrap_or("0");
+            line.parse::<u32>().unwrap()
+        };
+        assert!(restarts("expired") >= 1 && restarts("failed") >= 1, "{text}");
+    }
+}
