@@ -1,0 +1,45 @@
+# What people type. Each recipe is one line; what it runs says the rest.
+
+# all tests: `cargo test`, on a real control plane
+test *args:
+    cargo test --workspace {{args}}
+
+# khook's whole path, live in the terminal (--fast shortens the windows)
+demo *args:
+    cargo demo {{args}}
+
+# format and lints, as CI does
+lint:
+    cargo fmt --all --check && cargo clippy --workspace --all-targets -- -D warnings
+
+# put the code into its format
+fmt:
+    cargo fmt --all
+
+# write the CRD anew; a test fails when it is not what the code says
+crds:
+    cargo run --quiet --bin khook -- crds > crds/hook.yaml
+
+# the end-to-end tests alone
+e2e *args:
+    cargo test --package e2e {{args}}
+
+# the tests that take minutes: watches closed every half minute
+soak *args:
+    cargo test --package e2e {{args}} -- --ignored
+
+# khook's small build, measured: event to call, writes, CPU, memory
+bench *args:
+    cargo build --release --bin khook && KHOOK_BIN=target/release/khook cargo run --package e2e --bin e2e -- bench {{args}}
+
+# a control plane to try things on, until Ctrl-C
+control-plane:
+    cargo run --quiet --package e2e --bin e2e -- control-plane
+
+# a stand-in kagent, until Ctrl-C
+agent *args:
+    cargo run --quiet --package e2e --bin e2e -- agent {{args}}
+
+# all that CI runs
+ci:
+    .ci/run

@@ -1,0 +1,261 @@
+//! The assets are the two programs of a control plane: etcd and kube-apiserver.
+//!
+//! They are looked for where `KUBEBUILDER_ASSETS` points, in our cache, in the store that
+//! `setup-envtest` downloads into, and else built with Go from the modules pinned in `tools/`, once
+//! per version. setup-envtest itself is not run: where the internet is closed it does not fail at
+//! once but is downloaded and compiled first, and where it is open, one command
+//! (`setup-envtest use`) puts its binaries where they are found here.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Process, Spec, say, tail};
+
+/// Where etcd and kube-apiserver are.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    /// The program etcd.
+    pub etcd: PathBuf,
+    /// The program kube-apiserver.
+    pub apiserver: PathBuf,
+}
+
+impl Assets {
+    /// Finds the programs, or builds them with progress on stderr. Blocks, for minutes when it builds.
+    pub fn find_or_build() -> Result<Self> {
+        if let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS") {
+            let folder = PathBuf::from(folder);
+            return Self::within(&folder).with_context(|| {
+                format!("KUBEBUILDER_ASSETS is {}, where etcd or kube-apiserver is missing", folder.display())
+            });
+        }
+        let cache = cache()?;
+        let (etcd, apiserver) = (Part::etcd()?, Part::apiserver()?);
+        let cached = Self { etcd: etcd.place(&cache), apiserver: apiserver.place(&cache) };
+        if cached.etcd.is_file() && cached.apiserver.is_file() {
+            return Ok(cached);
+        }
+        if let Some(found) = envtest_store().and_then(|store| newest(&store)) {
+            return Ok(found);
+        }
+        etcd.build(&cached.etcd)?;
+        apiserver.build(&cached.apiserver)?;
+        Ok(cached)
+    }
+
+    fn within(folder: &Path) -> Option<Self> {
+        let found = Self { etcd: folder.join("etcd"), apiserver: folder.join("kube-apiserver") };
+        (found.etcd.is_file() && found.apiserver.is_file()).then_some(found)
+    }
+}
+
+/// The folder of what is costly to make, outside the checkout: `KHOOK_CACHE`, or khook's part of the
+/// user's cache.
+pub fn cache() -> Result<PathBuf> {
+    let var = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    var("KHOOK_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|folder| folder.join("khook")))
+        .or_else(|| var("HOME").map(|home| home.join(".cache/khook")))
+        .context("no place for the cache: set KHOOK_CACHE or HOME")
+}
+
+/// One program, and how it is built.
+struct Part {
+    name: &'static str,
+    /// The folder of its go.mod in `tools/`.
+    module: &'static str,
+    package: &'static str,
+    version: &'static str,
+    ldflags: String,
+    expected: &'static str,
+}
+
+impl Part {
+    fn etcd() -> Result<Self> {
+        let version = pinned(include_str!("../tools/etcd/go.mod"), "go.etcd.io/etcd/server/v3")?;
+        Ok(Self {
+            name: "etcd",
+            module: "etcd",
+            package: "go.etcd.io/etcd/server/v3",
+            version,
+            ldflags: "-s -w".to_owned(),
+            expected: "about a minute",
+        })
+    }
+
+    fn apiserver() -> Result<Self> {
+        let version = pinned(include_str!("../tools/kubernetes/go.mod"), "k8s.io/kubernetes")?;
+        let mut numbers = version.trim_start_matches('v').split('.');
+        let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        // Without these the server calls itself v0.0.0 and clients that look at its version go astray.
+        let stamp = "-X k8s.io/component-base/version.git";
+        Ok(Self {
+            name: "kube-apiserver",
+            module: "kubernetes",
+            package: "k8s.io/kubernetes/cmd/kube-apiserver",
+            version,
+            ldflags: format!("-s -w {stamp}Version={version} {stamp}Major={major} {stamp}Minor={minor}"),
+            expected: "about six minutes on two cores",
+        })
+    }
+
+    fn place(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("{}-{}", self.module, self.version)).join(self.name)
+    }
+
+    /// Builds the program to its place, unless it is there. Two processes do not build it twice.
+    fn build(&self, place: &Path) -> Result<()> {
+        let folder = place.parent().context("a place has a folder")?;
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let lock =
+            File::create(folder.join(format!("{}.lock", self.name))).context("creating a lock file")?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            say(&format!("{} is being built by another process; waiting for it", self.name));
+            lock.lock().context("waiting for the other process's build")?;
+        }
+        if place.is_file() {
+            return Ok(());
+        }
+        let go = self.go()?;
+        say(&format!(
+            "building {} {} with {go}, this first time only: {}",
+            self.name, self.version, self.expected
+        ));
+        // Killed halfway, it leaves this name and not the real one.
+        let partial = folder.join(format!("{}.partial", self.name));
+        let log = folder.join(format!("{}.build.log", self.name));
+        fs::remove_file(&log).ok();
+        let build = Spec::new("go", &log)
+            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &self.ldflags, "-o"])
+            .arg(&partial)
+            .arg(self.package)
+            .env("CGO_ENABLED", "0")
+            // A workspace or flags of the person's must not change what is built.
+            .env("GOWORK", "off")
+            .env("GOFLAGS", "")
+            .folder(self.source());
+        let start = Instant::now();
+        let mut process = Process::spawn(&build)?;
+        let mut told = 0;
+        let code = loop {
+            if let Some(code) = process.exit_code() {
+                break code;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+            let elapsed = start.elapsed().as_secs();
+            if elapsed / 15 > told {
+                told = elapsed / 15;
+                say(&format!("building {}: {elapsed} s so far ({})", self.name, self.expected));
+            }
+        };
+        if code != 0 {
+            bail!(
+                "building {} {} failed (go build ended with {code}); the end of {}:\n{}",
+                self.name,
+                self.version,
+                log.display(),
+                tail(&log, 15)
+            );
+        }
+        fs::rename(&partial, place).with_context(|| format!("moving {} into place", self.name))?;
+        say(&format!("{} is built ({} s), at {}", self.name, start.elapsed().as_secs(), place.display()));
+        Ok(())
+    }
+
+    fn source(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(self.module)
+    }
+
+    /// The version of the Go that will build, or a sentence on what is missing.
+    fn go(&self) -> Result<String> {
+        let missing = || {
+            format!(
+                "no etcd and kube-apiserver were found, and building {} needs Go 1.26 or newer, which is not \
+                 on PATH. Install it from https://go.dev/dl, or set KUBEBUILDER_ASSETS to a folder with \
+                 both programs",
+                self.name
+            )
+        };
+        let answer = Command::new("go")
+            .args(["env", "GOVERSION"])
+            .current_dir(self.source())
+            .output()
+            .with_context(missing)?;
+        if !answer.status.success() {
+            let words = String::from_utf8_lossy(&answer.stderr);
+            bail!("Go cannot be used in {}: {}", self.source().display(), words.trim());
+        }
+        Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
+    }
+}
+
+/// The version that a go.mod requires of a module: the one place where it is written.
+fn pinned(go_mod: &'static str, module: &str) -> Result<&'static str> {
+    go_mod
+        .lines()
+        .filter_map(|line| line.trim().trim_start_matches("require ").strip_prefix(module))
+        .find_map(|rest| rest.strip_prefix(' ')?.split_whitespace().next())
+        .with_context(|| format!("{module} is not in the go.mod"))
+}
+
+fn envtest_store() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let data = if cfg!(target_os = "macos") {
+        home.map(|home| home.join("Library/Application Support/io.kubebuilder.envtest"))
+    } else {
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+        data.or(home.map(|home| home.join(".local/share"))).map(|data| data.join("kubebuilder-envtest"))
+    };
+    data.map(|data| data.join("k8s"))
+}
+
+/// The newest version in setup-envtest's store; its folders are called like 1.36.0-linux-amd64.
+fn newest(store: &Path) -> Option<Assets> {
+    let version = |path: &Path| -> Vec<u32> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let version = name.split('-').next().unwrap_or_default();
+        version.split('.').filter_map(|part| part.parse().ok()).collect()
+    };
+    let mut folders: Vec<PathBuf> = fs::read_dir(store).ok()?.flatten().map(|entry| entry.path()).collect();
+    folders.sort_by_key(|folder| version(folder));
+    folders.iter().rev().find_map(|folder| Assets::within(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_the_pinned_modules() {
+        let etcd = Part::etcd().expect("etcd is pinned");
+        let apiserver = Part::apiserver().expect("kubernetes is pinned");
+        assert!(etcd.version.starts_with("v3."), "{}", etcd.version);
+        let minor = apiserver.version.split('.').nth(1).expect("a minor version");
+        assert!(apiserver.ldflags.contains(&format!("gitMinor={minor}")), "{}", apiserver.ldflags);
+        let place = apiserver.place(Path::new("cache"));
+        assert_eq!(
+            place,
+            Path::new("cache").join(format!("kubernetes-{}", apiserver.version)).join("kube-apiserver")
+        );
+    }
+
+    #[test]
+    fn the_newest_of_the_envtest_store_is_taken() {
+        let store = std::env::temp_dir().join(format!("khook-store-{}", uuid::Uuid::new_v4().simple()));
+        for version in ["1.9.1-linux-amd64", "1.31.0-linux-amd64", "1.40.0-linux-amd64"] {
+            fs::create_dir_all(store.join(version)).expect("a folder");
+        }
+        for file in ["etcd", "kube-apiserver"] {
+            for version in ["1.9.1-linux-amd64", "1.31.0-linux-amd64"] {
+                fs::write(store.join(version).join(file), "").expect("a file");
+            }
+        }
+        let found = newest(&store).expect("one is whole");
+        fs::remove_dir_all(&store).expect("cleaning up");
+        assert!(found.etcd.to_string_lossy().contains("1.31.0"), "{found:?}");
+    }
+}
