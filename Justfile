@@ -20,9 +20,9 @@ fmt:
 crds:
     cargo run --quiet --bin khook -- crds > crds/hook.yaml
 
-# the end-to-end tests alone
+# every scenario with khook in a real cluster of kind's; `cargo e2e --provider local` needs no Docker
 e2e *args:
-    cargo test --package e2e {{args}}
+    cargo e2e --provider kind {{args}}
 
 # the tests that take minutes: watches closed every half minute
 soak *args:

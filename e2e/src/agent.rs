@@ -10,6 +10,7 @@
 //! it misbehaves is a [`Fault`] in it. Everything received is recorded.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ mod server;
 /// A kagent that listens on loopback. Dropping it closes it.
 #[derive(Debug)]
 pub struct Agent {
-    port: u16,
+    address: SocketAddr,
     inner: Arc<Inner>,
     server: Mutex<Option<JoinHandle<()>>>,
 }
@@ -154,9 +155,14 @@ impl Agent {
 
     /// Starts one on this port; 0 takes a free one.
     pub async fn spawn_on(port: u16) -> Result<Self> {
-        let port = if port == 0 { free_port()? } else { port };
-        let inner = Arc::new(Inner::new(format!("http://127.0.0.1:{port}")));
-        let agent = Self { port, inner, server: Mutex::new(None) };
+        Self::spawn_at(Ipv4Addr::LOCALHOST.into(), port).await
+    }
+
+    /// Starts one on this address and port, as where it runs in a pod.
+    pub async fn spawn_at(address: IpAddr, port: u16) -> Result<Self> {
+        let address = SocketAddr::new(address, if port == 0 { free_port()? } else { port });
+        let inner = Arc::new(Inner::new(format!("http://{address}")));
+        let agent = Self { address, inner, server: Mutex::new(None) };
         agent.start().await?;
         Ok(agent)
     }
@@ -181,7 +187,7 @@ impl Agent {
     pub async fn start(&self) -> Result<()> {
         ensure!(self.lock().is_none(), "the agent runs already");
         let listener = eventually("the agent's port", Duration::from_secs(5), async || {
-            TcpListener::bind(("127.0.0.1", self.port)).await.context("listening")
+            TcpListener::bind(self.address).await.context("listening")
         })
         .await?;
         self.inner.book().back();

@@ -1,4 +1,5 @@
-//! The assets are the two programs of a control plane: etcd and kube-apiserver.
+//! The assets are the programs of a cluster: etcd and kube-apiserver; where pods are to run also
+//! kube-controller-manager, kube-scheduler and kubelet.
 //!
 //! They are looked for where `KUBEBUILDER_ASSETS` points, in our cache, in the store that
 //! `setup-envtest` downloads into, and else built with Go from the modules pinned in `tools/`, once
@@ -27,30 +28,82 @@ pub struct Assets {
 impl Assets {
     /// Finds the programs, or builds them with progress on stderr. Blocks, for minutes when it builds.
     pub fn find_or_build() -> Result<Self> {
-        if let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS") {
-            let folder = PathBuf::from(folder);
+        if let Some(folder) = told() {
             return Self::within(&folder).with_context(|| {
                 format!("KUBEBUILDER_ASSETS is {}, where etcd or kube-apiserver is missing", folder.display())
             });
         }
         let cache = cache()?;
-        let (etcd, apiserver) = (Part::etcd()?, Part::apiserver()?);
-        let cached = Self { etcd: etcd.place(&cache), apiserver: apiserver.place(&cache) };
+        let cached = Self { etcd: Part::etcd()?.place(&cache), apiserver: Part::apiserver()?.place(&cache) };
         if cached.etcd.is_file() && cached.apiserver.is_file() {
             return Ok(cached);
         }
         if let Some(found) = envtest_store().and_then(|store| newest(&store)) {
             return Ok(found);
         }
-        etcd.build(&cached.etcd)?;
-        apiserver.build(&cached.apiserver)?;
-        Ok(cached)
+        Self::build_or_cached()
+    }
+
+    /// Finds or builds the control plane of a node. Its two programs are of the version the node's are
+    /// of: kubelet may be no newer than the apiserver it serves.
+    pub fn for_node() -> Result<Self> {
+        if let Some(found) = told().filter(|folder| NodeAssets::within(folder).is_some()) {
+            return Self::within(&found).context("KUBEBUILDER_ASSETS has a kubelet but no apiserver");
+        }
+        Self::build_or_cached()
+    }
+
+    fn build_or_cached() -> Result<Self> {
+        let cache = cache()?;
+        Ok(Self { etcd: Part::etcd()?.at(&cache)?, apiserver: Part::apiserver()?.at(&cache)? })
     }
 
     fn within(folder: &Path) -> Option<Self> {
         let found = Self { etcd: folder.join("etcd"), apiserver: folder.join("kube-apiserver") };
         (found.etcd.is_file() && found.apiserver.is_file()).then_some(found)
     }
+}
+
+/// The programs that make a node, and pods to run on it.
+#[derive(Clone, Debug)]
+pub struct NodeAssets {
+    /// The program kube-controller-manager.
+    pub controller_manager: PathBuf,
+    /// The program kube-scheduler.
+    pub scheduler: PathBuf,
+    /// The program kubelet.
+    pub kubelet: PathBuf,
+}
+
+impl NodeAssets {
+    /// Finds the programs, or builds them with progress on stderr. Blocks, for minutes when it builds.
+    pub fn find_or_build() -> Result<Self> {
+        if let Some(found) = told().and_then(|folder| Self::within(&folder)) {
+            return Ok(found);
+        }
+        let cache = cache()?;
+        let part = |name, expected| Part::kubernetes(name, expected)?.at(&cache);
+        Ok(Self {
+            // The first of the three pays for what they share.
+            controller_manager: part("kube-controller-manager", "about two minutes on two cores")?,
+            scheduler: part("kube-scheduler", "less than a minute")?,
+            kubelet: part("kubelet", "about a minute")?,
+        })
+    }
+
+    fn within(folder: &Path) -> Option<Self> {
+        let found = Self {
+            controller_manager: folder.join("kube-controller-manager"),
+            scheduler: folder.join("kube-scheduler"),
+            kubelet: folder.join("kubelet"),
+        };
+        let all = [&found.controller_manager, &found.scheduler, &found.kubelet];
+        all.iter().all(|path| path.is_file()).then_some(found)
+    }
+}
+
+fn told() -> Option<PathBuf> {
+    std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from)
 }
 
 /// The folder of what is costly to make, outside the checkout: `KHOOK_CACHE`, or khook's part of the
@@ -68,7 +121,7 @@ struct Part {
     name: &'static str,
     /// The folder of its go.mod in `tools/`.
     module: &'static str,
-    package: &'static str,
+    package: String,
     version: &'static str,
     ldflags: String,
     expected: &'static str,
@@ -80,7 +133,7 @@ impl Part {
         Ok(Self {
             name: "etcd",
             module: "etcd",
-            package: "go.etcd.io/etcd/server/v3",
+            package: "go.etcd.io/etcd/server/v3".to_owned(),
             version,
             ldflags: "-s -w".to_owned(),
             expected: "about a minute",
@@ -88,23 +141,36 @@ impl Part {
     }
 
     fn apiserver() -> Result<Self> {
+        Self::kubernetes("kube-apiserver", "about six minutes on two cores")
+    }
+
+    fn kubernetes(name: &'static str, expected: &'static str) -> Result<Self> {
         let version = pinned(include_str!("../tools/kubernetes/go.mod"), "k8s.io/kubernetes")?;
         let mut numbers = version.trim_start_matches('v').split('.');
         let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
         // Without these the server calls itself v0.0.0 and clients that look at its version go astray.
         let stamp = "-X k8s.io/component-base/version.git";
         Ok(Self {
-            name: "kube-apiserver",
+            name,
             module: "kubernetes",
-            package: "k8s.io/kubernetes/cmd/kube-apiserver",
+            package: format!("k8s.io/kubernetes/cmd/{name}"),
             version,
             ldflags: format!("-s -w {stamp}Version={version} {stamp}Major={major} {stamp}Minor={minor}"),
-            expected: "about six minutes on two cores",
+            expected,
         })
     }
 
     fn place(&self, cache: &Path) -> PathBuf {
         cache.join(format!("{}-{}", self.module, self.version)).join(self.name)
+    }
+
+    /// Where the program is, once it is there.
+    fn at(&self, cache: &Path) -> Result<PathBuf> {
+        let place = self.place(cache);
+        if !place.is_file() {
+            self.build(&place)?;
+        }
+        Ok(place)
     }
 
     /// Builds the program to its place, unless it is there. Two processes do not build it twice.
@@ -132,7 +198,7 @@ impl Part {
         let build = Spec::new("go", &log)
             .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &self.ldflags, "-o"])
             .arg(&partial)
-            .arg(self.package)
+            .arg(&self.package)
             .env("CGO_ENABLED", "0")
             // A workspace or flags of the person's must not change what is built.
             .env("GOWORK", "off")
@@ -174,10 +240,10 @@ impl Part {
     fn go(&self) -> Result<String> {
         let missing = || {
             format!(
-                "no etcd and kube-apiserver were found, and building {} needs Go 1.26 or newer, which is not \
-                 on PATH. Install it from https://go.dev/dl, or set KUBEBUILDER_ASSETS to a folder with \
-                 both programs",
-                self.name
+                "no {name} was found, and building it needs Go 1.26 or newer, which is not on PATH. Install it \
+                 from https://go.dev/dl, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and \
+                 what else is to run",
+                name = self.name
             )
         };
         let answer = Command::new("go")

@@ -1,26 +1,26 @@
 //! A control plane is an etcd and a kube-apiserver of its own on loopback, ready in some 2.5 s.
 //!
-//! RBAC is on, so is token authentication; there is no controller-manager, no scheduler and no node.
-//! Namespaces are therefore never emptied: let each test take a fresh one.
+//! RBAC is on, so is token authentication; there is no controller-manager, no scheduler and no node,
+//! unless asked for ([`Options::controllers`], [`Node`](crate::node::Node)). Without them namespaces
+//! are never emptied: let each test take a fresh one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
-use kube::api::{DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
 use rustix::process::Signal;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::assets::Assets;
+use crate::assets::{Assets, NodeAssets};
+use crate::objects;
 use crate::process::{Process, Scratch, Spec, free_port, tail};
 use crate::table;
 use crate::wait::eventually;
@@ -34,12 +34,16 @@ pub struct Options {
     /// More arguments for kube-apiserver, such as `--min-request-timeout=20`, which ends watches
     /// after 20 to 40 s.
     pub apiserver_args: Vec<String>,
+    /// Also runs kube-controller-manager and kube-scheduler, and admits pods only with their service
+    /// accounts, as a cluster does: what a node needs.
+    pub controllers: bool,
 }
 
 /// A running control plane. Dropping it ends its processes and removes its folder, and so does the
 /// end of the process that owns it, whatever that end is.
 #[derive(Debug)]
 pub struct ControlPlane {
+    controllers: Vec<Process>,
     apiserver: Mutex<Option<Process>>,
     apiserver_spec: Spec,
     port: u16,
@@ -52,12 +56,20 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one, building its programs first where they are not found.
     pub async fn start(options: Options) -> Result<Self> {
-        let assets =
-            tokio::task::spawn_blocking(Assets::find_or_build).await.context("finding the assets")??;
+        let find = if options.controllers { Assets::for_node } else { Assets::find_or_build };
+        let assets = tokio::task::spawn_blocking(find).await.context("finding the assets")??;
+        let more = match options.controllers {
+            true => Some(
+                tokio::task::spawn_blocking(NodeAssets::find_or_build)
+                    .await
+                    .context("finding the assets")??,
+            ),
+            false => None,
+        };
         let mut tries = 0;
         loop {
             tries += 1;
-            match Self::start_with(&assets, &options).await {
+            match Self::start_with(&assets, more.as_ref(), &options).await {
                 Ok(control_plane) => return Ok(control_plane),
                 // A port was free when we looked, and somebody was quicker.
                 Err(error) if tries < 3 && format!("{error:#}").contains("address already in use") => {}
@@ -133,6 +145,7 @@ impl ControlPlane {
         if let Some(apiserver) = self.lock().as_ref() {
             pids.extend([apiserver.pid(), apiserver.supervisor_pid()]);
         }
+        pids.extend(self.controllers.iter().flat_map(|process| [process.pid(), process.supervisor_pid()]));
         pids.extend(self.scratch.janitor_pid());
         pids
     }
@@ -167,38 +180,7 @@ impl ControlPlane {
 
     /// As [`apply`](Self::apply), with another namespace for objects that name none.
     pub async fn apply_in(&self, namespace: &str, yaml: &str) -> Result<Vec<DynamicObject>> {
-        let client = self.client().await?;
-        let mut applied = Vec::new();
-        for document in serde_yaml::Deserializer::from_str(yaml) {
-            let value = Value::deserialize(document).context("reading the YAML")?;
-            if value.is_null() {
-                continue;
-            }
-            let object: DynamicObject = serde_json::from_value(value).context("the YAML is no object")?;
-            let types = object.types.clone().context("an object without apiVersion and kind")?;
-            let name = object.metadata.name.clone().context("an object without a name")?;
-            let what = format!("{} {name}", types.kind);
-            let kind =
-                GroupVersionKind::try_from(&types).with_context(|| format!("the apiVersion of {what}"))?;
-            let (resource, capabilities) = kube::discovery::pinned_kind(&client, &kind)
-                .await
-                .with_context(|| format!("the server does not know the kind of {what}"))?;
-            let api: Api<DynamicObject> = match capabilities.scope {
-                kube::discovery::Scope::Cluster => Api::all_with(client.clone(), &resource),
-                kube::discovery::Scope::Namespaced => {
-                    let namespace = object.metadata.namespace.as_deref().unwrap_or(namespace);
-                    Api::namespaced_with(client.clone(), namespace, &resource)
-                }
-            };
-            // Strict, as kubectl is: an unknown field is an error.
-            let params = PatchParams::apply("e2e").force().validation_strict();
-            let answer = api.patch(&name, &params, &Patch::Apply(&object)).await;
-            applied.push(answer.map_err(words).with_context(|| format!("applying {what}"))?);
-            if types.kind == "CustomResourceDefinition" {
-                established(&api, &name).await?;
-            }
-        }
-        Ok(applied)
+        objects::apply(&self.client().await?, namespace, objects::parse(yaml)?).await
     }
 
     /// What `kubectl get RESOURCE` prints, to the letter, and with `wide` what `-o wide` adds. Without
@@ -252,7 +234,7 @@ impl ControlPlane {
         self.lock().as_ref().context("the apiserver is stopped")?.cpu()
     }
 
-    async fn start_with(assets: &Assets, options: &Options) -> Result<Self> {
+    async fn start_with(assets: &Assets, more: Option<&NodeAssets>, options: &Options) -> Result<Self> {
         let scratch = Scratch::new()?;
         let dir = scratch.path();
         let client_url = format!("http://127.0.0.1:{}", free_port()?);
@@ -287,14 +269,52 @@ impl ControlPlane {
             .arg("--token-auth-file")
             .arg(&tokens)
             .args(["--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24"])
-            // Its controller is not here, and without it no pod could be created.
-            .args(["--allow-privileged", "--disable-admission-plugins", "ServiceAccount"])
+            .arg("--allow-privileged")
             .args(&options.apiserver_args);
+        let apiserver_spec = match options.controllers {
+            true => apiserver_spec,
+            // Its controller is not here, and without it no pod could be created.
+            false => apiserver_spec.args(["--disable-admission-plugins", "ServiceAccount"]),
+        };
         let etcd = Mutex::new(Process::spawn(&etcd)?);
-        let control_plane = Self { apiserver: Mutex::new(None), apiserver_spec, port, token, etcd, scratch };
+        let mut control_plane = Self {
+            controllers: Vec::new(),
+            apiserver: Mutex::new(None),
+            apiserver_spec,
+            port,
+            token,
+            etcd,
+            scratch,
+        };
         control_plane.write_kubeconfig(&control_plane.kubeconfig(), "admin", &control_plane.token)?;
         control_plane.start_apiserver().await?;
+        if let Some(more) = more {
+            control_plane.start_controllers(more)?;
+        }
         Ok(control_plane)
+    }
+
+    /// They begin when they can; nothing waits for them but what needs them.
+    fn start_controllers(&mut self, assets: &NodeAssets) -> Result<()> {
+        let dir = self.dir();
+        let spec = |program: &Path, log: &str| {
+            Spec::new(program, dir.join(log))
+                .clean_env()
+                .arg("--kubeconfig")
+                .arg(self.kubeconfig())
+                // One of each, and nobody to ask them anything.
+                .args(["--leader-elect=false", "--secure-port", "0"])
+        };
+        let manager = spec(&assets.controller_manager, "kube-controller-manager.log")
+            .arg("--service-account-private-key-file")
+            .arg(dir.join("certs/apiserver.key"))
+            .arg("--root-ca-file")
+            .arg(dir.join("certs/apiserver.crt"))
+            .arg("--controllers=*,-nodeipam,-node-route-controller,-service-lb-controller");
+        let scheduler = spec(&assets.scheduler, "kube-scheduler.log");
+        let started = vec![Process::spawn(&manager)?, Process::spawn(&scheduler)?];
+        self.controllers = started;
+        Ok(())
     }
 
     async fn ready(&self) -> Result<()> {
@@ -353,26 +373,4 @@ async fn config_of(kubeconfig: &Path) -> Result<Config> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).context("reading the kubeconfig")?;
     let options = KubeConfigOptions::default();
     Config::from_custom_kubeconfig(kubeconfig, &options).await.context("making a client configuration")
-}
-
-/// The server's own words, which are what a test of a refusal is about, without kube's wrapping.
-fn words(error: kube::Error) -> anyhow::Error {
-    match error {
-        kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        other => other.into(),
-    }
-}
-
-/// Waits until a CRD is established and its kind can be found.
-async fn established(crds: &Api<DynamicObject>, name: &str) -> Result<()> {
-    eventually(&format!("CRD {name} to be served"), START, async || {
-        let crd = crds.get(name).await.context("reading it back")?;
-        let conditions = crd.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let is = |kind: &str| conditions.iter().any(|c| c["type"] == kind && c["status"] == "True");
-        if !is("Established") || !is("NamesAccepted") {
-            bail!("conditions {conditions:?}");
-        }
-        Ok(())
-    })
-    .await
 }

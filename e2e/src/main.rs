@@ -2,15 +2,19 @@
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::agent::{Agent, Behaviour};
 use e2e::control_plane::{ControlPlane, Options};
+use e2e::node::{self, Node};
 use e2e::process;
+use e2e::provider::{Images, Kind, write_image};
+use e2e::suite;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod bench;
@@ -40,6 +44,31 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         rate: u32,
     },
+    /// Run every scenario with khook in a real cluster, and print what it called the agent for
+    Suite {
+        /// Where
+        #[arg(long, value_enum, default_value = "local")]
+        provider: Kind,
+        /// khook's image, for a cluster that is there
+        #[arg(long)]
+        image: Option<String>,
+        /// A busybox, for a cluster that cannot pull busybox:1.37
+        #[arg(long)]
+        busybox: Option<String>,
+        /// How many scenarios at a time
+        #[arg(long, default_value_t = 8)]
+        parallel: usize,
+        /// Write every version of every pod, and the Events, to this folder
+        #[arg(long)]
+        record: Option<PathBuf>,
+        /// Only scenarios whose name holds one of these
+        only: Vec<String>,
+    },
+    /// Write khook's image to a file that `docker load` and `kind load image-archive` read
+    Image {
+        /// The file
+        file: PathBuf,
+    },
     /// Run a control plane until Ctrl-C and print its KUBECONFIG
     ControlPlane {
         /// More arguments for kube-apiserver, after --
@@ -51,6 +80,9 @@ enum Command {
         /// The port to listen on; 0 takes a free one
         #[arg(long, default_value_t = 0)]
         port: u16,
+        /// The address to listen on
+        #[arg(long, default_value = "127.0.0.1")]
+        address: IpAddr,
         /// Seconds that an answer takes
         #[arg(long, default_value_t = 2.0)]
         delay: f64,
@@ -61,6 +93,14 @@ enum Command {
         /// khook's arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
+    },
+    /// Run a control plane and a node until Ctrl-C and print its KUBECONFIG (root on Linux)
+    Node,
+    /// Be the first process of a node's namespaces (the tests' own use)
+    #[command(hide = true)]
+    Init {
+        /// The node's folder
+        folder: PathBuf,
     },
     /// Run a command that ends when our stdin closes (the tests' own use)
     #[command(hide = true)]
@@ -89,13 +129,22 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo { fast } => until_interrupted(demo::run(fast)),
         Command::Bench { incidents, rate } => until_interrupted(bench::run(incidents, rate)),
         Command::ControlPlane { apiserver_args } => until_interrupted(async {
-            let control_plane = ControlPlane::start(Options { apiserver_args }).await?;
+            let control_plane = ControlPlane::start(Options { apiserver_args, ..Options::default() }).await?;
             println!("export KUBECONFIG={}", control_plane.kubeconfig().display());
             std::future::pending().await
         }),
-        Command::Agent { port, delay } => until_interrupted(async move {
+        Command::Suite { provider, image, busybox, parallel, record, only } => {
+            let images = Images { khook: image, busybox };
+            let options = suite::Options { provider, images, only, parallel, record };
+            // It listens for signals itself: a cluster that is not ours is cleaned up before the end.
+            let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+            let good = runtime.block_on(suite::run(options))?;
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Image { file } => write_image(&file).map(|()| ExitCode::SUCCESS),
+        Command::Agent { port, address, delay } => until_interrupted(async move {
             let delay = Duration::try_from_secs_f64(delay).context("--delay")?;
-            let agent = Agent::spawn_on(port).await?;
+            let agent = Agent::spawn_at(address, port).await?;
             agent.set(Behaviour::default().delay(delay));
             println!("{}", agent.url());
             let mut told = 0;
@@ -107,6 +156,20 @@ fn run(command: Command) -> Result<ExitCode> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }),
+        Command::Node => until_interrupted(async {
+            let started = Instant::now();
+            let options = Options { controllers: true, ..Options::default() };
+            let control_plane = ControlPlane::start(options).await?;
+            let node = Node::start(&control_plane).await?;
+            process::say(&format!(
+                "ready after {:.1} s, logs in {}",
+                started.elapsed().as_secs_f64(),
+                node.dir().display()
+            ));
+            println!("export KUBECONFIG={}", control_plane.kubeconfig().display());
+            std::future::pending().await
+        }),
+        Command::Init { folder } => node::init(&folder).map(|()| ExitCode::SUCCESS),
         Command::Operator { args } => Ok(khook::cli::obey(args)),
         Command::Supervise { remove: Some(folder), .. } => {
             process::remove_at_end(&folder).map(|()| ExitCode::SUCCESS)

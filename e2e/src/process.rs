@@ -312,20 +312,48 @@ pub fn supervise(command: &[OsString]) -> Result<u8> {
     Ok(u8::try_from(code(status)).unwrap_or(1))
 }
 
-/// What `e2e supervise --remove FOLDER` does: waits for stdin to close and removes the folder.
+/// What `e2e supervise --remove FOLDER` does: waits for stdin to close and removes the folder, and
+/// the control groups of its name, which a node leaves.
 pub fn remove_at_end(folder: &Path) -> Result<()> {
     io::stdin().read_to_end(&mut Vec::new()).ok();
     ensure!(folder.starts_with(std::env::temp_dir()), "{} is not a temporary folder", folder.display());
+    let name = folder.file_name().context("a folder has a name")?;
     // When the parent was killed, its processes are ending at the same time and may still write.
-    for _ in 0..100 {
-        match fs::remove_dir_all(folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            _ => return Ok(()),
+    let mut result = Ok(());
+    for _ in 0..200 {
+        result = cgroup_roots().iter().try_for_each(|root| remove_cgroup(&root.join(name)));
+        result = result.and_then(|()| gone(fs::remove_dir_all(folder)));
+        if result.is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    result.with_context(|| format!("removing {}", folder.display()))
+}
+
+/// Where control groups are mounted: once in version 2, once for each controller in version 1.
+pub fn cgroup_roots() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields
+        .filter(|fields| matches!(fields[..], [_, _, "cgroup" | "cgroup2", ..]))
+        .map(|f| f[1].into())
+        .collect()
+}
+
+/// A control group is a folder whose files are none, and goes only when it is empty.
+fn remove_cgroup(group: &Path) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(group) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path())?;
         }
     }
-    bail!("cannot remove {}", folder.display())
+    gone(fs::remove_dir(group))
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Our own binary `e2e`, which supervises: `KHOOK_E2E_BIN`; what cargo tells an integration test;

@@ -24,8 +24,11 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn events_are_posted_as_kubernetes_posts_them_and_survive_a_restart() -> Result<()> {
-    let cluster =
-        ControlPlane::start(Options { apiserver_args: vec!["--min-request-timeout=20".to_owned()] }).await?;
+    let cluster = ControlPlane::start(Options {
+        apiserver_args: vec!["--min-request-timeout=20".to_owned()],
+        ..Options::default()
+    })
+    .await?;
     let namespace = cluster.fresh_namespace("events").await?;
     let client = cluster.client().await?;
 
@@ -159,7 +162,7 @@ async fn its_processes_end_with_their_parent_however_that_ends() -> Result<()> {
 
 #[tokio::test]
 async fn an_apiserver_that_does_not_start_says_why() {
-    let options = Options { apiserver_args: vec!["--no-such-flag".to_owned()] };
+    let options = Options { apiserver_args: vec!["--no-such-flag".to_owned()], ..Options::default() };
     let error = format!("{:#}", ControlPlane::start(options).await.expect_err("a wrong flag"));
     assert!(error.contains("kube-apiserver did not start") && error.contains("no-such-flag"), "{error}");
 }

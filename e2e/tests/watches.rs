@@ -65,7 +65,7 @@ async fn watches_that_are_closed_again_and_again_lose_nothing_and_repeat_nothing
 async fn watches_closed_every_20_to_40_seconds_for_two_minutes_lose_nothing_and_repeat_nothing() -> Result<()>
 {
     let apiserver_args = vec!["--min-request-timeout=20".to_owned()];
-    let world = World::alone_with("soak", Options { apiserver_args }).await?;
+    let world = World::alone_with("soak", Options { apiserver_args, ..Options::default() }).await?;
     let operator = world.start(short_watches(&world, "30s")?).await?;
     let start = std::time::Instant::now();
     every_trouble_is_heard_of(&world, &operator, Duration::from_secs(3), |opened| {
