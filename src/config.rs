@@ -264,6 +264,7 @@ impl Settings {
             delivery_timeout: self.delivery_timeout,
             task_deadline: self.task_deadline,
             hold_scale: self.hold_scale,
+            unseen_share: Policy::default().unseen_share,
             clear_hold: self.clear_hold,
             running_hold: self.running_hold,
             lookup_grace: self.lookup_grace,

@@ -119,6 +119,8 @@ label! {
         Events = "events",
         /// Pods.
         Pods = "pods",
+        /// What kubelet says when it ends a container.
+        Kills = "kills",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, channel::mpsc, future, stream};
@@ -14,7 +14,7 @@ use kube::{
         predicates, reflector, watcher,
     },
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 use uuid::Uuid;
@@ -27,11 +27,15 @@ use crate::{
     client::Clients,
     config::{Credential, Settings},
     hook::Hook,
-    metrics::{Metrics, Source, Watch},
+    metrics::{Metrics, Watch},
     notice::Notices,
     reconcile::{self, Context, Pace, Process},
     server::Health,
-    source::{self, BEAT, events},
+    source::{
+        self, BEAT, events,
+        index::Index,
+        pods::{self, Pod},
+    },
 };
 
 /// What the parts of the operator share.
@@ -57,6 +61,9 @@ const CONCURRENCY: u16 = 32;
 
 /// Longer than any loop is ever silent.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// Pods asked for at a time.
+const QUESTIONS: usize = 16;
 
 const RECONCILES: &str = "reconciles";
 
@@ -89,7 +96,6 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         hooks: hooks.clone(),
         kagent: Kagent::new(kagent_config(&settings))?,
         pool,
-        policy,
         pace: pace(&settings),
         notices: Notices::start(clients.request.clone(), process.name.clone(), metrics.clone()),
         process,
@@ -99,10 +105,16 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         poke,
         tasks: TaskTracker::new(),
         metrics: metrics.clone(),
+        pods: Mutex::new(Index::new(policy.stale_after)),
+        began: Instant::now(),
+        questions: Arc::new(Semaphore::new(QUESTIONS)),
+        policy,
         rooms: Mutex::default(),
         clients: clients.clone(),
     });
-    health.expect(Watch::Events.as_str(), SILENCE);
+    for watch in [Watch::Pods, Watch::Events, Watch::Kills] {
+        health.expect(watch.as_str(), SILENCE);
+    }
 
     // Whole seconds, checked with the settings to be less than 300.
     let seconds = u32::try_from(settings.watch_timeout.as_secs()).unwrap_or(60);
@@ -151,29 +163,8 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
             }
         });
 
-    let deliver = context.clone();
-    let event_watch = source::watch(
-        Watch::Events,
-        Api::all(clients.watch.clone()),
-        events::watch_config(seconds),
-        health.clone(),
-        metrics,
-    );
-    let beating = health.clone();
-    let sources = source::drive(
-        event_watch,
-        move || beating.beat(Watch::Events.as_str()),
-        move |item| {
-            if let Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) = item
-                && let Some(signal) = events::signal(&event, reconcile::now())
-            {
-                deliver.deliver(&signal, Source::Events);
-            }
-        },
-    );
-
     let mut controller = tokio::spawn(controller);
-    let sources = tokio::spawn(sources);
+    let sources = tokio::spawn(watch_sources(context.clone(), clients, health, metrics, seconds));
     let terms = tokio::spawn(terms(context.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
@@ -197,6 +188,79 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         controller.abort();
     }
     Ok(())
+}
+
+/// Pods, the Warnings about them, and what kubelet says of probes: three watches, one index.
+async fn watch_sources(
+    context: Arc<Context>,
+    clients: Clients,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    seconds: u32,
+) {
+    let (heard, swept, beating) = (context.clone(), context.clone(), health.clone());
+    let pods = source::drive(
+        source::watch_streamed(
+            Watch::Pods,
+            Api::<Pod>::all(clients.watch.clone()),
+            pods::watch_config(seconds),
+            health.clone(),
+            metrics.clone(),
+        ),
+        move || {
+            beating.beat(Watch::Pods.as_str());
+            let reports = swept.index().sweep(reconcile::now());
+            reports.into_iter().for_each(|report| swept.tell(report));
+        },
+        move |item| {
+            let Ok(event) = item else { return };
+            let report = heard.index().observe(event, reconcile::now());
+            report.into_iter().for_each(|report| heard.tell(report));
+        },
+    );
+
+    let (heard, beating) = (context.clone(), health.clone());
+    let warnings = source::drive(
+        source::watch(
+            Watch::Events,
+            Api::all(clients.watch.clone()),
+            events::watch_config(seconds),
+            health.clone(),
+            metrics.clone(),
+        ),
+        move || beating.beat(Watch::Events.as_str()),
+        move |item| {
+            let (event, replayed) = match item {
+                Ok(watcher::Event::Apply(event)) => (event, false),
+                Ok(watcher::Event::InitApply(event)) => (event, true),
+                Ok(_) | Err(_) => return,
+            };
+            if let Some(signal) = events::signal(&event, reconcile::now()) {
+                heard.hear_event(signal, replayed);
+            }
+        },
+    );
+
+    let (heard, beating) = (context, health.clone());
+    let kills = source::drive(
+        source::watch(
+            Watch::Kills,
+            Api::all(clients.watch.clone()),
+            events::kills_config(seconds),
+            health,
+            metrics,
+        ),
+        move || beating.beat(Watch::Kills.as_str()),
+        move |item| {
+            if let Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) = item
+                && let Some(kill) = events::kill(&event)
+            {
+                let report = heard.index().killed(kill, reconcile::now());
+                report.into_iter().for_each(|report| heard.tell(report));
+            }
+        },
+    );
+    future::join3(pods, warnings, kills).await;
 }
 
 /// Looks at every Hook whenever this process begins to lead.

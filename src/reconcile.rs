@@ -24,7 +24,7 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
 
@@ -34,7 +34,7 @@ use crate::{
         pool::{Pool, Slot},
     },
     client::Clients,
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase},
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, StandingState},
     incident::{
         key,
         lifecycle::NoticeKind,
@@ -47,7 +47,11 @@ use crate::{
     },
     metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
     notice::Notices,
-    source::events,
+    source::{
+        diagnosis, events,
+        index::{Index, Report, Worth, has_happened},
+        pods,
+    },
     status::{self, Written},
 };
 
@@ -81,6 +85,12 @@ pub struct Context {
     pub notices: Notices,
     /// The numbers.
     pub metrics: Arc<Metrics>,
+    /// What is remembered of the cluster's pods.
+    pub pods: Mutex<Index>,
+    /// When this process began to work.
+    pub began: Instant,
+    /// Pods asked for because an Event came first.
+    pub questions: Arc<Semaphore>,
     /// What is remembered of each Hook, by its UID.
     pub rooms: Mutex<HashMap<String, Arc<Room>>>,
 }
@@ -150,6 +160,8 @@ struct Mind {
     rules: Option<(Option<i64>, Arc<Rules>)>,
     /// Term and generation for which the recent Events were listed.
     heard: Option<(u64, Option<i64>)>,
+    /// The same, and the list of pods with which the status was compared.
+    compared: Option<(u64, Option<i64>, u64)>,
     next_sequence: i64,
     begun: BTreeSet<i64>,
     busy: BTreeSet<i64>,
@@ -214,26 +226,145 @@ pub async fn reconcile(hook: Arc<Hook>, context: Arc<Context>) -> Result<Action,
 }
 
 impl Context {
-    /// Hands a signal to every Hook that listens.
-    pub fn deliver(&self, signal: &Signal, source: Source) {
-        if !self.leading() {
-            // A Hook that is heard of anew, also after this process begins to lead, lists what happened.
+    /// What is remembered of pods.
+    pub fn index(&self) -> MutexGuard<'_, Index> {
+        lock(&self.pods)
+    }
+
+    /// Takes in what an Event says. `replayed`: it comes from a list, and may be an hour old.
+    pub fn hear_event(self: &Arc<Self>, signal: Signal, replayed: bool) {
+        // A Hook that is heard of anew, also after this process begins to lead, lists what happened.
+        let leading = self.leading();
+        if leading {
+            self.metrics.event(signal.event_type.as_str(), Source::Events);
+        }
+        if signal.is_stale(&self.policy) {
+            return self.metrics.suppressed(Suppressed::Stale, u64::from(leading));
+        }
+        if self.listeners(&signal.namespace, |hook| listens(hook, signal.event_type)).is_empty() {
+            return self.metrics.suppressed(Suppressed::Unmatched, u64::from(leading));
+        }
+        let worth = self.index().worth(&signal);
+        match worth {
+            // What merely was so of a pod that is gone is over; what happened to it, happened.
+            Worth::Everything if leading && (!replayed || has_happened(&signal)) => self.ask(signal),
+            Worth::Everything | Worth::Nothing => {}
+            Worth::Words => {
+                let report = self.index().quote(&signal, now());
+                report.into_iter().for_each(|report| self.tell(report));
+            }
+        }
+    }
+
+    /// Hands on what the index of pods reports.
+    pub fn tell(self: &Arc<Self>, report: Report) {
+        let now = now();
+        match report {
+            Report::Changed(name) => {
+                for hook in self.listeners(&name.0, |_| true) {
+                    let signals = self.index().signals(&name, |kind| listens(&hook, kind), now);
+                    self.hand_over(&hook, signals);
+                }
+            }
+            Report::Gone { pod, at, troubled } => {
+                let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+                for hook in self.listeners(namespace.unwrap_or_default(), |_| true) {
+                    let entries = hook.status.iter().flat_map(|status| &status.active_events);
+                    let known = entries.into_iter().any(|entry| Some(entry.resource_name.as_str()) == name);
+                    // The incident of one in trouble may still be on its way into the status.
+                    if known || troubled {
+                        let signals = diagnosis::gone(&pod, at, now, |kind| listens(&hook, kind));
+                        self.hand_over(&hook, signals);
+                    }
+                }
+            }
+            Report::Listed => {
+                for hook in self.hooks.state() {
+                    self.wake(ObjectRef::from_obj(hook.as_ref()));
+                }
+            }
+            Report::Fetch(name) => {
+                let context = self.clone();
+                tokio::spawn(async move {
+                    let _permit = context.questions.acquire().await;
+                    match pods::fetch(&context.clients.request, &name.0, &name.1).await {
+                        Ok(Some(pod)) => {
+                            let event = kube::runtime::watcher::Event::Apply(pod);
+                            let report = context.index().observe(event, self::now());
+                            report.into_iter().for_each(|report| context.tell(report));
+                        }
+                        Ok(None) => {}
+                        Err(error) => {
+                            debug!(namespace = name.0, pod = name.1, %error, "a pod cannot be read")
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn hand_over(&self, hook: &Arc<Hook>, signals: Vec<Signal>) {
+        if signals.is_empty() || !self.leading() {
             return;
         }
-        self.metrics.event(signal.event_type.as_str(), source);
-        if signal.is_stale(&self.policy) {
-            return self.metrics.suppressed(Suppressed::Stale, 1);
+        let room = self.room(hook);
+        for signal in signals {
+            if matches!(
+                signal.nature,
+                Nature::Occurrence(_) | Nature::Condition { state: StandingState::Holds, .. }
+            ) {
+                self.metrics.event(signal.event_type.as_str(), Source::Pods);
+            }
+            room.hear(signal);
         }
-        let listeners = self.hooks.state_filter(|hook| {
-            hook.namespace().as_deref() == Some(&signal.namespace) && listens(hook, signal.event_type)
+        self.wake(ObjectRef::from_obj(hook.as_ref()));
+    }
+
+    /// An Event about a pod nobody knows: either it came before the pod, which then tells itself, or the pod
+    /// is gone, and the Event is all there is.
+    fn ask(self: &Arc<Self>, signal: Signal) {
+        let context = self.clone();
+        // Not among the calls: a process that stops does not wait for it, the next one lists what happened.
+        tokio::spawn(async move {
+            let _permit = context.questions.acquire().await;
+            let mut wait = context.pace.retry;
+            for _ in 0..MAX_QUESTIONS {
+                match pods::fetch(&context.clients.request, &signal.namespace, &signal.pod).await {
+                    Ok(Some(pod)) if signal.uid.is_empty() || pod.uid() == signal.uid => {
+                        let event = kube::runtime::watcher::Event::Apply(pod);
+                        let reports = {
+                            let mut pods = context.index();
+                            let seen = pods.observe(event, now());
+                            [seen, pods.quote(&signal, now())]
+                        };
+                        return reports.into_iter().flatten().for_each(|report| context.tell(report));
+                    }
+                    Ok(_) => return context.take_at_its_word(&signal),
+                    Err(error) => {
+                        debug!(namespace = signal.namespace, pod = signal.pod, %error, "a pod cannot be read");
+                        tokio::time::sleep(wait).await;
+                        wait *= 2;
+                    }
+                }
+            }
+            // Without the pod what merely is so cannot be told from what was; what happened, happened.
+            warn!(namespace = signal.namespace, pod = signal.pod, "a pod cannot be read: going by its Event");
+            if has_happened(&signal) {
+                context.take_at_its_word(&signal);
+            }
         });
-        if listeners.is_empty() {
-            self.metrics.suppressed(Suppressed::Unmatched, 1);
-        }
-        for hook in listeners {
+    }
+
+    fn take_at_its_word(&self, signal: &Signal) {
+        let wants = |hook: &Hook| listens(hook, signal.event_type) && !is_told(hook, signal);
+        for hook in self.listeners(&signal.namespace, wants) {
             self.room(&hook).hear(signal.clone());
             self.wake(ObjectRef::from_obj(hook.as_ref()));
         }
+    }
+
+    fn listeners(&self, namespace: &str, wants: impl Fn(&Hook) -> bool) -> Vec<Arc<Hook>> {
+        self.hooks.state_filter(|hook| hook.metadata.namespace.as_deref() == Some(namespace) && wants(hook))
     }
 
     /// Forgets a Hook that was deleted.
@@ -294,8 +425,11 @@ impl Context {
         any
     }
 
+    // Before the pods have been seen nothing is called: what a status says may be long over. Where they
+    // cannot be listed at all, which shows in readiness and the log, Events alone have to do.
     fn leading(&self) -> bool {
-        *self.leads.borrow() && !self.stop.is_cancelled()
+        let sighted = || self.index().lists() > 0 || self.began.elapsed() > SIGHTLESS;
+        *self.leads.borrow() && !self.stop.is_cancelled() && sighted()
     }
 
     fn wake(&self, hook: ObjectRef<Hook>) {
@@ -334,7 +468,12 @@ impl Context {
         let leading = self.leading();
         if !leading && lock(&room.inbox).outcomes.is_empty() {
             lock(&room.inbox).signals.clear();
-            return Ok(Action::await_change());
+            // Whoever waits for the pods looks again even if they never come.
+            return Ok(if *self.leads.borrow() {
+                Action::requeue(SIGHTLESS)
+            } else {
+                Action::await_change()
+            });
         }
         let Some(mut hook) = self.observe(cached, &room, mind).await? else {
             self.forget(cached);
@@ -345,8 +484,11 @@ impl Context {
         }
         let rules = mind.rules(&hook, &self.policy);
         let mut wake: Option<Duration> = None;
-        if leading && !self.hear_recent(&hook, &rules, &room, mind).await {
-            wake = Some(self.pace.retry.max(Duration::from_secs(1)));
+        if leading {
+            if !self.hear_recent(&hook, &rules, &room, mind).await {
+                wake = Some(self.pace.retry.max(Duration::from_secs(1)));
+            }
+            self.compare(&hook, &rules, &room, mind);
         }
 
         let Planned { plan, taken, slots, too_soon } = self.plan(&hook, &rules, &room, mind, leading);
@@ -415,7 +557,19 @@ impl Context {
                 let (stale, fresh): (Vec<Signal>, Vec<Signal>) =
                     heard.partition(|signal| signal.is_stale(&self.policy));
                 self.metrics.suppressed(Suppressed::Stale, stale.len() as u64);
-                fresh.into_iter().for_each(|signal| room.hear(signal));
+                let mut index = self.index();
+                for signal in fresh {
+                    match index.worth(&signal) {
+                        // The pods are compared next.
+                        Worth::Words => drop(index.quote(&signal, now())),
+                        // What was so of a pod that is gone is over; what happened to it, happened.
+                        Worth::Everything if has_happened(&signal) && !is_told(hook, &signal) => {
+                            room.hear(signal);
+                        }
+                        Worth::Everything | Worth::Nothing => {}
+                    }
+                }
+                drop(index);
                 mind.heard = Some(term);
                 true
             }
@@ -424,6 +578,27 @@ impl Context {
                 false
             }
         }
+    }
+
+    /// A Hook that is new to this process, or all of whose pods have been listed anew, hears how its pods are.
+    fn compare(&self, hook: &Hook, rules: &Rules, room: &Room, mind: &mut Mind) {
+        let index = self.index();
+        let term = (self.term.load(Ordering::SeqCst), hook.metadata.generation, index.lists());
+        // Without a list nothing is known to be gone.
+        if mind.compared == Some(term) || index.lists() == 0 {
+            return;
+        }
+        let open: Vec<ActiveEvent> = (hook.status.iter().flat_map(|status| &status.active_events))
+            .filter(|entry| entry.status != Phase::Resolved)
+            .cloned()
+            .collect();
+        let namespace = hook.namespace().unwrap_or_default();
+        let signals = index.compare(&namespace, &open, |kind| rules.listens_to(kind), now());
+        drop(index);
+        // All that still holds is among these.
+        lock(&room.inbox).signals.retain(|(_, old)| matches!(old.nature, Nature::Occurrence(_)));
+        signals.into_iter().for_each(|signal| room.hear(signal));
+        mind.compared = Some(term);
     }
 
     /// Plans, and takes the slots the plan needs if it can be written now.
@@ -793,24 +968,34 @@ impl Context {
 /// The failure that is none: somebody else was faster.
 const CONFLICT: &str = "conflict";
 
+/// How long calls wait for the first list of pods.
+const SIGHTLESS: Duration = Duration::from_secs(30);
+
+/// How often a pod is asked for on behalf of an Event.
+const MAX_QUESTIONS: u32 = 5;
+
 /// Plans per reconcile, where others keep taking the slots it was made with.
 const MAX_PLANS: u32 = 5;
 
 impl Room {
-    // Of one source only the newest matters: its count tells how often it happened.
+    // Of one source only the newest matters: its count tells how often it happened. Of one pod only how it
+    // is now.
     fn hear(&self, signal: Signal) {
         let mut inbox = lock(&self.inbox);
         inbox.arrivals += 1;
         let arrival = inbox.arrivals;
-        if let Nature::Occurrence(new) = &signal.nature {
-            let same = |(_, old): &(u64, Signal)| match &old.nature {
-                Nature::Occurrence(old) => {
+        inbox.signals.retain(|(_, old)| {
+            let superseded = match (&old.nature, &signal.nature) {
+                (Nature::Occurrence(old), Nature::Occurrence(new)) => {
                     old.source == new.source && old.count <= new.count && old.at <= new.at
                 }
-                Nature::Condition { .. } => false,
+                (Nature::Condition { .. } | Nature::Unclear, Nature::Condition { .. } | Nature::Unclear) => {
+                    old.uid == signal.uid && old.pod == signal.pod && old.namespace == signal.namespace
+                }
+                _ => false,
             };
-            inbox.signals.retain(|old| !(same(old) && old.1.event_type == signal.event_type));
-        }
+            !(superseded && old.event_type == signal.event_type)
+        });
         inbox.signals.push((arrival, signal));
     }
 
@@ -837,11 +1022,11 @@ impl Room {
     // The status contains these inputs now, or they change nothing.
     fn settle(&self, mind: &mut Mind, plan: &Plan, taken: &Taken) {
         let mut inbox = lock(&self.inbox);
-        let held_back: BTreeSet<u64> = (taken.signals.iter().enumerate())
-            .filter(|(index, _)| plan.held_back.contains(index))
+        let kept: BTreeSet<u64> = (taken.signals.iter().enumerate())
+            .filter(|(index, _)| plan.held_back.contains(index) || plan.young.contains(index))
             .map(|(_, arrival)| *arrival)
             .collect();
-        inbox.signals.retain(|(arrival, _)| !taken.signals.contains(arrival) || held_back.contains(arrival));
+        inbox.signals.retain(|(arrival, _)| !taken.signals.contains(arrival) || kept.contains(arrival));
         inbox.outcomes.retain(|(arrival, outcome)| {
             let settled = taken.outcomes.contains(arrival);
             if settled {
@@ -907,6 +1092,16 @@ fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str)
 /// A Hook as people write it: `namespace/name`.
 fn name(hook: &ObjectRef<Hook>) -> String {
     format!("{}/{}", hook.namespace.as_deref().unwrap_or_default(), hook.name)
+}
+
+/// Whether the restart of a pod that is gone is one that the Hook knows by its better name.
+fn is_told(hook: &Hook, signal: &Signal) -> bool {
+    let entries = hook.status.iter().flat_map(|status| &status.active_events);
+    let mut same = entries.filter(|entry| entry.resource_name == signal.pod && entry.uid == signal.uid);
+    let better = |type_| matches!(type_, EventType::OomKill | EventType::ProbeFailed);
+    signal.event_type == EventType::PodRestart
+        && !signal.uid.is_empty()
+        && same.any(|entry| better(entry.event_type))
 }
 
 fn listens(hook: &Hook, event_type: EventType) -> bool {

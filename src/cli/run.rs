@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Caches that must be filled before khook is ready.
-const CACHES: [Watch; 2] = [Watch::Hooks, Watch::Events];
+const CACHES: [Watch; 4] = [Watch::Hooks, Watch::Pods, Watch::Events, Watch::Kills];
 
 /// Longer than the leadership loop is ever silent: two requests and a pause.
 const LEADERSHIP_SILENCE: Duration = Duration::from_secs(60);

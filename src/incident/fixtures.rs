@@ -135,7 +135,8 @@ impl Bench {
         let agents = [AGENT, OTHER_AGENT].map(|name| (agent(name), free.clone()));
         Self {
             rules,
-            policy: Policy::default(),
+            // Trouble shows at once, but where a test is about that.
+            policy: Policy { unseen_share: 0.0, ..Policy::default() },
             status: HookStatus::default(),
             capacity: Capacity { may_claim: true, slots: 64, agents: agents.into() },
             process: "p1",

@@ -27,7 +27,7 @@ use super::{
     outcome::{EndState, Ended, Lookup, Reply},
     policy::Policy,
     rules::Rule,
-    signal::{self, Nature, Occurrence, Signal},
+    signal::{self, Cause, Nature, Occurrence, Signal},
 };
 use crate::hook::{ActiveEvent, Claim, EventType, Phase, Reason, Standing, StandingState};
 
@@ -136,13 +136,13 @@ pub fn open(signal: &Signal, key: &Key, scene: &Scene) -> Result<Option<ActiveEv
         Nature::Condition { state: StandingState::Holds, since } => {
             (1, Some(Standing { state: StandingState::Holds, since: *since }))
         }
-        Nature::Condition { .. } => return Ok(None),
+        Nature::Condition { .. } | Nature::Unclear => return Ok(None),
     };
     // The ids of an episode come from its beginning, and none may be used twice: an occurrence is folded in
     // once, but a condition is told for as long as it holds, also after its last incident was forgotten.
     let first_seen = match &signal.nature {
         Nature::Occurrence(occurrence) => occurrence.at.min(scene.now),
-        Nature::Condition { .. } => scene.now,
+        Nature::Condition { .. } | Nature::Unclear => scene.now,
     };
     let mut entry = ActiveEvent {
         id: key.entry_id(scene.hook_uid),
@@ -227,6 +227,14 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
     }
 }
 
+/// Until when trouble without an incident is too young for one, by `unseen_share`; none where it is old
+/// enough.
+pub fn young_until(signal: &Signal, scene: &Scene) -> Option<DateTime<Utc>> {
+    let Nature::Condition { state: StandingState::Holds, since } = signal.nature else { return None };
+    let until = since.min(scene.now) + hold_of(signal, scene).mul_f64(scene.policy.unseen_share);
+    (until > scene.now).then_some(until)
+}
+
 /// Whether a pending incident may be called now, if there is a slot and the breaker allows it.
 /// `closed_at` is when the agent's breaker last closed: it begins the next round at once.
 pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Scene) -> bool {
@@ -302,8 +310,10 @@ fn occurred(
     entry.last_seen = entry.last_seen.max(at);
     entry.count = entry.count.saturating_add(times);
     include_container(entry, signal);
-    if is_of_another_pod(entry, signal) {
-        // What was known of the old pod's state says nothing of the new one.
+    let restarted_by_probe = signal.event_type == EventType::ProbeFailed && signal.cause == Cause::Restart;
+    if is_of_another_pod(entry, signal) || restarted_by_probe && still_holds(entry) {
+        // What was known of the old pod's state says nothing of the new one. And what the old container's
+        // probe had to say is over with it: that the new one runs does not undo the restart.
         entry.condition = None;
     }
     if !signal.uid.is_empty() {
@@ -340,7 +350,13 @@ fn holds(
         entry.condition = Some(Standing { state: StandingState::Holds, since: since.min(scene.now) });
     }
     match entry.status {
-        Phase::Pending => hold_sooner(entry, signal, scene),
+        Phase::Pending => {
+            // An Event may have found better words meanwhile.
+            if !signal.message.is_empty() {
+                quote(entry, signal);
+            }
+            hold_sooner(entry, signal, scene);
+        }
         // A condition that merely still holds keeps the incident from resolving. It is not news: a call
         // costs money.
         Phase::Firing | Phase::Notified => {}
@@ -735,13 +751,13 @@ fn next_window(entry: &mut ActiveEvent, scene: &Scene) {
 }
 
 fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &mut Effects) {
+    if matches!(entry.condition, Some(Standing { state: StandingState::Gone, .. })) {
+        // Late news of a pod that is gone, perhaps of another source than before: nothing can still hold.
+        return effects.suppressed.push(Suppressed::Window);
+    }
     let remembered = entry.resolved_at.is_none_or(|at| scene.now <= at + scene.policy.retention);
     match entry.last_notified_at {
         Some(_) if scene.now < window_end(entry, scene) => {
-            if matches!(entry.condition, Some(Standing { state: StandingState::Gone, .. })) {
-                // Late news of a pod that is gone: nothing can still hold at the window's end.
-                return effects.suppressed.push(Suppressed::Window);
-            }
             entry.status = Phase::Notified;
             entry.owed = true;
             entry.resolved_at = None;
@@ -841,6 +857,8 @@ fn quiet_end(entry: &ActiveEvent, scene: &Scene) -> DateTime<Utc> {
 fn clear_hold(entry: &ActiveEvent, scene: &Scene) -> Duration {
     match entry.event_type {
         EventType::PodRestart | EventType::OomKill => scene.policy.running_hold,
+        // A container that a probe had restarted.
+        EventType::ProbeFailed if !entry.seen.is_empty() => scene.policy.running_hold,
         EventType::PodPending | EventType::ProbeFailed => scene.policy.clear_hold,
     }
 }

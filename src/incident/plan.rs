@@ -125,6 +125,8 @@ pub struct Plan {
     pub suppressed: Vec<Suppressed>,
     /// Indexes of signals that do not fit: they stay in the inbox.
     pub held_back: BTreeSet<usize>,
+    /// Indexes of signals of trouble that is too young for an incident: they stay in the inbox, too.
+    pub young: BTreeSet<usize>,
     /// When to plan again, if nothing happens before.
     pub next_wake: Option<DateTime<Utc>>,
     /// Whether something waits for a slot or for a breaker.
@@ -151,6 +153,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
         entries: adopt(inputs),
         effects: Effects::default(),
         held_back: BTreeSet::new(),
+        young: BTreeMap::new(),
         overflow: BTreeSet::new(),
         claimed: Vec::new(),
         next_sequence: inputs.claims.next,
@@ -210,6 +213,8 @@ struct Work<'a> {
     entries: Vec<ActiveEvent>,
     effects: Effects,
     held_back: BTreeSet<usize>,
+    /// Indexes of signals of trouble that is too young for an incident, and until when.
+    young: BTreeMap<usize, DateTime<Utc>>,
     overflow: BTreeSet<Key>,
     claimed: Vec<(Claim, AgentName)>,
     next_sequence: i64,
@@ -252,12 +257,14 @@ impl<'a> Work<'a> {
             let counted = self.effects.suppressed.len();
             for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
             {
-                if !self.admit(signal, rule) {
+                let key = rule.key(&signal.namespace, &signal.pod);
+                if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
                     self.held_back.insert(index);
-                    self.overflow.insert(rule.key(&signal.namespace, &signal.pod));
+                    self.overflow.insert(key);
                 }
             }
-            if let Nature::Condition { state: StandingState::Clear | StandingState::Gone, .. } = signal.nature
+            if let Nature::Unclear
+            | Nature::Condition { state: StandingState::Clear | StandingState::Gone, .. } = signal.nature
             {
                 self.let_go(signal);
             }
@@ -266,6 +273,34 @@ impl<'a> Work<'a> {
                 self.effects.suppressed.truncate(counted);
             }
         }
+        self.admit_young();
+    }
+
+    // Another signal may have brought the incident.
+    fn admit_young(&mut self) {
+        let inputs = self.inputs;
+        for index in std::mem::take(&mut self.young).into_keys() {
+            let signal = &inputs.signals[index];
+            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
+            {
+                let key = rule.key(&signal.namespace, &signal.pod);
+                if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
+                    self.held_back.insert(index);
+                    self.overflow.insert(key);
+                }
+            }
+        }
+    }
+
+    // Whether a signal waits because its trouble is too young. What has an incident never is.
+    fn is_young(&mut self, index: usize, rule: &'a Rule, key: &Key) -> bool {
+        let signal = &self.inputs.signals[index];
+        let Some(until) = lifecycle::young_until(signal, &self.scene_of(Some(rule))) else { return false };
+        if self.entries.iter().any(|entry| entry.status != Phase::Resolved && key.is_of(entry)) {
+            return false;
+        }
+        self.young.entry(index).and_modify(|at| *at = until.min(*at)).or_insert(until);
+        true
     }
 
     // What ended just now may leave a place. Returns whether one was taken.
@@ -284,6 +319,9 @@ impl<'a> Work<'a> {
                 if known && !admitted.contains(&key) {
                     continue;
                 }
+                if self.is_young(index, rule, &key) {
+                    continue;
+                }
                 if self.admit(signal, rule) {
                     admitted.insert(key);
                 } else {
@@ -292,6 +330,7 @@ impl<'a> Work<'a> {
                 }
             }
         }
+        self.admit_young();
         !admitted.is_empty()
     }
 
@@ -311,6 +350,7 @@ impl<'a> Work<'a> {
                 && (!gone || is_of_same_pod(&other.uid, &signal.uid))
         };
         self.held_back.retain(|index| !over(&signals[*index]));
+        self.young.retain(|index, _| !over(&signals[*index]));
         if !self.held_back.iter().any(|index| same(&signals[*index])) {
             for rule in rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type) {
                 self.overflow.remove(&rule.key(&signal.namespace, &signal.pod));
@@ -329,6 +369,14 @@ impl<'a> Work<'a> {
                 }
                 Nature::Condition { state: StandingState::Clear, since } => {
                     self.step(index, &Input::Clear(*since))
+                }
+                // Only what waits for its hold to pass, and has never happened, needs it to go on.
+                Nature::Unclear => {
+                    let entry = &self.entries[index];
+                    let waits = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
+                    if entry.status == Phase::Pending && waits && entry.seen.is_empty() {
+                        self.step(index, &Input::Clear(signal.observed_at));
+                    }
                 }
                 Nature::Condition { state: StandingState::Gone, since } => {
                     // Not the pod in trouble but the one before it under this name.
@@ -544,6 +592,15 @@ impl<'a> Work<'a> {
         let mut status = HookStatus { active_events: self.entries, ..HookStatus::default() };
         summary::fill(&mut status, self.inputs, self.overflow.len());
         let urgency = urgency(self.inputs.status, &status, self.next_sequence != self.inputs.claims.next);
+        // What waits for a place as well does not wait for time.
+        let young = self.young.iter().filter(|(index, _)| {
+            let signal = &self.inputs.signals[**index];
+            let listening = rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type);
+            listening
+                .map(|rule| rule.key(&signal.namespace, &signal.pod))
+                .any(|key| !self.overflow.contains(&key))
+        });
+        let young = young.map(|(_, until)| *until);
         let next_wake = status.active_events.iter().filter_map(|entry| {
             let rule = rules.of(entry);
             let scene =
@@ -566,7 +623,7 @@ impl<'a> Work<'a> {
                 Phase::Pending | Phase::Notified => lifecycle::wake(entry, &scene),
             }
         });
-        let next_wake = next_wake.min().map(|at| at.max(now + MILLISECOND));
+        let next_wake = next_wake.chain(young).min().map(|at| at.max(now + MILLISECOND));
         Plan {
             urgency,
             claimed: self.claimed,
@@ -574,6 +631,7 @@ impl<'a> Work<'a> {
             notices: self.effects.notices,
             suppressed: self.effects.suppressed,
             held_back: self.held_back,
+            young: self.young.into_keys().collect(),
             next_wake,
             // The status says that an agent cannot be reached: it must hear when that is over.
             waits_for_capacity: self.waits_for_capacity

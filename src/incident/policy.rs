@@ -22,6 +22,9 @@ pub struct Policy {
     pub task_deadline: Duration,
     /// Scales every default hold (`for`): 1.0 in production, less in tests.
     pub hold_scale: f64,
+    /// The share of its hold that trouble must last before it becomes an incident at all: what every start
+    /// and every rollout goes through for seconds is not worth a write.
+    pub unseen_share: f64,
     /// How long a condition must be clear before a pending-type or readiness incident resolves.
     pub clear_hold: Duration,
     /// How long a container must run before a restart or OOM incident resolves.
@@ -65,6 +68,7 @@ impl Default for Policy {
             delivery_timeout: Duration::from_secs(24 * 60 * MINUTE),
             task_deadline: Duration::from_secs(30 * MINUTE),
             hold_scale: 1.0,
+            unseen_share: 0.25,
             clear_hold: Duration::from_secs(MINUTE),
             running_hold: Duration::from_secs(10 * MINUTE),
             retry_base: Duration::from_secs(2),

@@ -40,6 +40,8 @@ pub struct Signal {
 pub enum Nature {
     /// A restart, an OOM kill, an Event: at a moment, with an identity.
     Occurrence(Occurrence),
+    /// What was so cannot be told any more: no incident comes of it, and of one that stands nothing is said.
+    Unclear,
     /// Pending, unready, in crash loop: since a moment, true or not any more.
     Condition {
         /// Whether it holds.
@@ -66,6 +68,7 @@ impl Signal {
         match &self.nature {
             Nature::Occurrence(occurrence) => occurrence.at,
             Nature::Condition { since, .. } => *since,
+            Nature::Unclear => self.observed_at,
         }
     }
 
@@ -75,7 +78,7 @@ impl Signal {
             Nature::Occurrence(occurrence) => {
                 (self.observed_at - occurrence.at).to_std().is_ok_and(|age| age > policy.stale_after)
             }
-            Nature::Condition { .. } => false,
+            Nature::Condition { .. } | Nature::Unclear => false,
         }
     }
 }
@@ -93,6 +96,8 @@ pub enum Cause {
     Scheduling,
     /// A liveness or startup probe fails.
     Liveness,
+    /// A readiness probe fails of a pod that was ready.
+    Unready,
     /// A readiness probe fails and nothing is known of the pod ever having been ready.
     Readiness,
 }
@@ -102,7 +107,7 @@ impl Cause {
     pub fn default_hold(self, policy: &Policy) -> Duration {
         let seconds = match self {
             Self::Restart | Self::OomKill => 0,
-            Self::ImageOrConfig | Self::Liveness => 30,
+            Self::ImageOrConfig | Self::Liveness | Self::Unready => 30,
             // Autoscaling and slow starts are not trouble.
             Self::Scheduling | Self::Readiness => 120,
         };

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
 use kube::{Api, Client, ResourceExt, api::ListParams, runtime::watcher};
 
+use super::index::Kill;
 use crate::{
     hook::EventType,
     incident::signal::{Cause, Nature, Occurrence, Signal},
@@ -14,11 +15,35 @@ use crate::{
 /// Served by the apiserver, so that nothing else crosses the wire.
 pub const SELECTOR: &str = "type=Warning,regarding.kind=Pod";
 
+/// What kubelet says when it ends a container, whyever; a Normal Event.
+const KILLS: &str = "reason=Killing,regarding.kind=Pod";
+
 const PAGE: u32 = 500;
 
 /// How the Events of the cluster are watched. `seconds` is the length of one watch.
 pub fn watch_config(seconds: u32) -> watcher::Config {
     watcher::Config::default().fields(SELECTOR).page_size(PAGE).timeout(seconds)
+}
+
+/// How kubelet's ends of containers are watched.
+pub fn kills_config(seconds: u32) -> watcher::Config {
+    watcher::Config::default().fields(KILLS).page_size(PAGE).timeout(seconds)
+}
+
+/// What an Event says, if it is that a container is ended for a failed liveness or startup probe. It is
+/// written before the container ends (k8s.io/kubernetes: pkg/kubelet/kuberuntime).
+pub fn kill(event: &Event) -> Option<Kill> {
+    let regarding = event.regarding.as_ref()?;
+    let note = event.note.as_deref().unwrap_or_default();
+    let probe = ["failed liveness probe", "failed startup probe"];
+    if event.reason.as_deref() != Some("Killing") || !probe.iter().any(|words| note.contains(words)) {
+        return None;
+    }
+    Some(Kill {
+        name: (regarding.namespace.clone()?, regarding.name.clone()?),
+        container: regarding.field_path.as_deref().and_then(container)?,
+        at: last_seen(event)?,
+    })
 }
 
 /// The signals in the Events a namespace has now, for a Hook that has just been heard of.

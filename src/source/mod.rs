@@ -1,10 +1,16 @@
 //! A source watches cluster objects and turns them into signals. It never calls an agent and never writes.
 
+pub mod pods;
+
+pub mod diagnosis;
+
+pub mod index;
+
 pub mod events;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, pin_mut};
+use futures::{Stream, StreamExt, future, pin_mut};
 use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, watcher},
@@ -44,6 +50,31 @@ where
             warn!(watch = name.as_str(), reason = reason.as_str(), %error, "the watch broke off and is resumed");
         }
     })
+}
+
+/// As [`watch`]; where the server can, it sends what there is as a stream instead of in pages, which costs it
+/// and khook less memory.
+pub fn watch_streamed<K>(
+    name: Watch,
+    api: Api<K>,
+    config: watcher::Config,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let paged = watch(name, api.clone(), config.clone(), health.clone(), metrics.clone());
+    let streamed = watch(name, api, config.streaming_lists(), health, metrics);
+    streamed.scan((), |(), item| future::ready((!is_refused(&item)).then_some(item))).chain(paged)
+}
+
+// What a server says that cannot stream a list: the request is invalid.
+fn is_refused<T>(item: &watcher::Result<T>) -> bool {
+    matches!(
+        item,
+        Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if matches!(status.code, 400 | 422)
+    )
 }
 
 /// Reads a stream to its end and shows in between that somebody reads it: `beat` is called all the time.
@@ -100,6 +131,12 @@ mod tests {
     }
 
     async fn answer(State(script): State<Script>, request: Request<Body>) -> axum::http::Response<Body> {
+        if request.uri().query().unwrap_or_default().contains("sendInitialEvents=true") {
+            let refusal = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"sendInitialEvents is forbidden","reason":"Invalid","code":422}"#;
+            let mut response = axum::http::Response::new(Body::from(refusal));
+            *response.status_mut() = axum::http::StatusCode::UNPROCESSABLE_ENTITY;
+            return response;
+        }
         if !request.uri().query().unwrap_or_default().contains("watch=") {
             return axum::http::Response::new(Body::from(LIST));
         }
@@ -162,5 +199,20 @@ mod tests {
             line.parse::<u32>().unwrap()
         };
         assert!(restarts("expired") >= 1 && restarts("failed") >= 1, "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_stream_a_list_sends_it_in_pages() {
+        let clients = apiserver(vec![(vec![added("one", 2)], false)]).await.unwrap();
+        let (health, metrics) = (Arc::new(Health::new(["pods"])), Arc::new(Metrics::new()));
+        let api: Api<Event> = Api::all(clients.watch.clone());
+        let stream = watch_streamed(Watch::Pods, api, watcher::Config::default(), health.clone(), metrics);
+        let first = stream.filter_map(|item| {
+            let applied = matches!(item, Ok(watcher::Event::Apply(_)));
+            std::future::ready(applied.then_some(()))
+        });
+        pin_mut!(first);
+        tokio::time::timeout(Duration::from_secs(60), first.next()).await.unwrap().unwrap();
+        assert!(health.unsynced().is_empty());
     }
 }

@@ -187,6 +187,7 @@ impl World {
             all_rules.push(rule(EventType::PodRestart, OTHER_AGENT));
         }
         let mut bench = Bench::new(rules(all_rules.clone()));
+        bench.policy.unseen_share = Policy::default().unseen_share;
         bench.policy.max_entries = setup.max_entries;
         bench.policy.keep_resolved = setup.keep_resolved;
         bench.policy.max_bytes = setup.max_bytes;
@@ -431,8 +432,8 @@ impl World {
             return plan;
         }
         self.check_again(&plan);
-        let held_back: Vec<Signal> =
-            plan.held_back.iter().map(|index| self.signals[*index].clone()).collect();
+        let kept = plan.held_back.union(&plan.young);
+        let held_back: Vec<Signal> = kept.map(|index| self.signals[*index].clone()).collect();
         self.signals = held_back;
         self.outcomes.clear();
         self.act();
@@ -581,11 +582,16 @@ impl World {
                     // A newer pod of that name speaks for itself.
                     let other = entry.is_some_and(|entry| entry.uid != signal.uid);
                     assert!(
-                        known || over || other || plan.held_back.contains(&index) || was_resolved,
+                        known
+                            || over
+                            || other
+                            || plan.held_back.contains(&index)
+                            || plan.young.contains(&index)
+                            || was_resolved,
                         "lost {signal:#?}\n{entry:#?}\n{trace}"
                     );
                 }
-                Nature::Condition { .. } => {}
+                Nature::Condition { .. } | Nature::Unclear => {}
             }
         }
     }
@@ -646,8 +652,8 @@ impl World {
                 agent.allow = Allow::Probing;
             }
         }
-        let held_back: Vec<Signal> =
-            plan.held_back.iter().map(|index| self.signals[*index].clone()).collect();
+        let kept = plan.held_back.union(&plan.young);
+        let held_back: Vec<Signal> = kept.map(|index| self.signals[*index].clone()).collect();
         let inputs = |now| Inputs {
             hook_uid: HOOK_UID,
             namespace: NAMESPACE,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     hook::EventType,
-    incident::{fixtures::*, outcome::EndState},
+    incident::{fixtures::*, outcome::EndState, signal::Occurrence},
 };
 
 use Phase::{Firing, Notified, Pending, Resolved};
@@ -95,6 +95,88 @@ fn every_incident_ends_by_its_wakes_alone() {
     bench.unmoved.values_mut().for_each(|unmoved| *unmoved = minutes(3));
     sleep_until_settled(&mut bench, at(181));
     assert_eq!(bench.status.active_events, []);
+}
+
+#[test]
+fn what_every_start_goes_through_leaves_no_trace() {
+    let mut bench = Bench::new(rules_for_all());
+    bench.policy.unseen_share = Policy::default().unseen_share;
+    bench.turn(&[], &[], at(0));
+    let holds = readiness("web-0", StandingState::Holds, at(0));
+    let plan = bench.turn(std::slice::from_ref(&holds), &[], at(1));
+    // It stays in the inbox, and is looked at again after a quarter of its two minutes.
+    assert_eq!((plan.status.active_events.len(), plan.urgency), (0, Urgency::None));
+    assert_eq!((plan.young, plan.next_wake), (BTreeSet::from([0]), Some(at(30))));
+
+    // It clears: nothing is left of it, and nothing was written.
+    let clear = readiness("web-0", StandingState::Clear, at(10));
+    let plan = bench.plan(&[holds.clone(), clear], &[], at(10));
+    assert_eq!((plan.status.active_events.len(), plan.young.len(), plan.next_wake), (0, 0, None));
+
+    // It lasts: an incident, called at the end of its hold and not later.
+    let plan = bench.turn(&[holds], &[], at(30));
+    assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
+    assert_eq!((plan.young.len(), plan.next_wake), (0, Some(at(120))));
+}
+
+#[test]
+fn a_restart_by_a_probe_is_called_about_though_the_container_runs_again() {
+    let mut bench = Bench::new(rules_for_all());
+    let mut failing = readiness("web-0", StandingState::Holds, at(0));
+    failing.cause = signal::Cause::Liveness;
+    bench.turn(&[failing], &[], at(10));
+    assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
+    let mut restart = restarted("web-0", 1, at(20));
+    restart.event_type = EventType::ProbeFailed;
+    let clear = readiness("web-0", StandingState::Clear, at(21));
+    let plan = bench.turn(&[restart, clear], &[], at(22));
+    assert_eq!((bench.phases(), plan.claimed.len()), (vec![("web-0", Firing, Calling)], 1));
+    // It is over when the container has run for ten minutes, not for one.
+    let outcome = bench.outcome("web-0", reply_accepted("task-1"));
+    let plan = bench.turn(&[], &[outcome], at(23));
+    assert_eq!(plan.next_wake, Some(at(621)));
+}
+
+#[test]
+fn what_cannot_be_told_any_more_calls_nobody_and_ends_nothing_that_was_called_about() {
+    let mut bench = Bench::new(rules_for_all());
+    let holds = readiness("web-0", StandingState::Holds, at(0));
+    let mut unclear = holds.clone();
+    unclear.nature = Nature::Unclear;
+    bench.turn(std::slice::from_ref(&holds), &[], at(10));
+    bench.turn(std::slice::from_ref(&unclear), &[], at(20));
+    assert_eq!(bench.phases(), [("web-0", Resolved, RecoveredBeforeCall)]);
+
+    let mut bench = Bench::new(rules_for_all());
+    bench.turn(&[holds], &[], at(120));
+    let outcome = bench.outcome("web-0", reply_accepted("task-1"));
+    bench.turn(&[], &[outcome], at(121));
+    bench.turn(&[unclear], &[], at(122));
+    assert_eq!(bench.phases(), [("web-0", Notified, AgentCalled)]);
+}
+
+#[test]
+fn late_events_of_a_pod_that_is_gone_never_ask_again() {
+    let mut bench = restarts();
+    bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    let outcome = bench.outcome("web-0", reply_accepted("task-1"));
+    bench.turn(&[], &[outcome], at(1));
+    let mut gone = readiness("web-0", StandingState::Gone, at(300));
+    gone.event_type = EventType::PodRestart;
+    bench.turn(&[gone], &[], at(300));
+    assert_eq!(bench.phases(), [("web-0", Resolved, PodGone)]);
+
+    // Past the window, from a source not heard before: as a list of Events after a change of leader.
+    let mut late = restarted("web-0", 7, at(290));
+    late.observed_at = at(700);
+    let plan = bench.turn(std::slice::from_ref(&late), &[], at(700));
+    assert_eq!((bench.phases(), plan.claimed.len()), (vec![("web-0", Resolved, PodGone)], 0));
+
+    // A new pod under the name is another matter.
+    late.uid = "another".into();
+    late.nature = Nature::Occurrence(Occurrence { source: "another".into(), at: at(710), count: 1 });
+    bench.turn(&[late], &[], at(710));
+    assert_eq!(bench.phases(), [("web-0", Firing, Calling)]);
 }
 
 #[test]
