@@ -13,14 +13,18 @@ use e2e::{
     wait::eventually,
     world::crd_yaml,
 };
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
 use khook::hook::{Hook, HookStatus};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, ResourceExt, api::Patch};
+use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
 const HOOKS: usize = 20;
 
-/// Posts `incidents` Events at `rate` a second over 20 Hooks and prints what came of it.
-pub async fn run(incidents: usize, rate: u32) -> Result<()> {
+/// Posts `incidents` Events at `rate` a second over 20 Hooks, beside so many healthy pods, and prints what came
+/// of it.
+pub async fn run(incidents: usize, rate: u32, pods: usize) -> Result<()> {
     ensure!(incidents > 0 && rate > 0, "at least one incident, at one a second");
     let control_plane = ControlPlane::start(Options::default()).await?;
     let client = control_plane.client().await?;
@@ -31,12 +35,15 @@ pub async fn run(incidents: usize, rate: u32) -> Result<()> {
     }
     let agent = Agent::spawn().await?;
     agent.set(Behaviour::default().replies_with_message());
+    healthy_pods(&client, pods).await?;
+    let begun = Instant::now();
     let operator = Operator::new(&control_plane.kubeconfig(), &agent.url())?
         .env("BIND_ADDRESS", "127.0.0.1")
         .env("LOG_FORMAT", "json")
         .start()
         .await?;
     operator.wait_ready(Duration::from_secs(60)).await?;
+    let ready = begun.elapsed();
     // Every Hook has had its first status by then, and nothing is going on.
     eventually("every Hook to have a status", Duration::from_secs(60), async || {
         let hooks = Api::<Hook>::all(client.clone()).list(&Default::default()).await?;
@@ -68,6 +75,7 @@ pub async fn run(incidents: usize, rate: u32) -> Result<()> {
     let each = |cpu: Duration| cpu.as_secs_f64() * 1000.0 / incidents as f64;
 
     println!("{incidents} incidents at {rate}/s over {HOOKS} Hooks, an agent that answers at once");
+    println!("ready after {:.2} s, with {pods} pods in the cluster", ready.as_secs_f64());
     println!("one status write alone           {}", percentiles(alone));
     println!("event accepted → agent called    {}", percentiles(latencies));
     println!(
@@ -87,6 +95,46 @@ spec:
   eventConfigurations:
   - {eventType: pod-restart, agentId: kagent/k8s-agent, prompt: 'Look at {{.ResourceName}}: {{.EventMessage}}'}
 ";
+
+/// Pods that run and are ready, as far as the apiserver knows: objects without a node.
+async fn healthy_pods(client: &Client, count: usize) -> Result<()> {
+    if count > 0 {
+        println!("writing {count} pods");
+    }
+    let api: Api<Pod> = Api::namespaced(client.clone(), "bench-0");
+    let mut writes = stream::iter(0..count).map(|index| {
+        let (api, now) = (api.clone(), Utc::now());
+        async move {
+            let name = format!("healthy-{index}");
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "healthy", "pod-template-hash": "7d9f"},
+                             "annotations": {"kubectl.kubernetes.io/restartedAt": now}},
+                "spec": {"nodeName": "nowhere", "containers": [{
+                    "name": "app", "image": "registry.example/healthy:1",
+                    "env": [{"name": "A", "value": "b"}, {"name": "C", "value": "d"}],
+                    "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
+                    "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}},
+                }]},
+            }))?;
+            api.create(&Default::default(), &pod).await?;
+            let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"]
+                .map(|type_| json!({"type": type_, "status": "True", "lastTransitionTime": now}));
+            let status = json!({"status": {
+                "phase": "Running", "startTime": now,
+                "conditions": conditions,
+                "containerStatuses": [{"name": "app", "image": "registry.example/healthy:1", "imageID": "sha256:0",
+                    "ready": true, "started": true, "restartCount": 0, "state": {"running": {"startedAt": now}}}],
+            }});
+            api.patch_status(&name, &Default::default(), &Patch::Merge(status)).await?;
+            anyhow::Ok(())
+        }
+    })
+    .buffer_unordered(16);
+    while let Some(written) = writes.next().await {
+        written.context("writing a pod")?;
+    }
+    Ok(())
+}
 
 /// What khook pays for each claim: a status write with a few entries, as a client sees it.
 async fn status_writes(control_plane: &ControlPlane, client: &Client) -> Result<Vec<Duration>> {

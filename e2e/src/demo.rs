@@ -14,12 +14,16 @@ use e2e::{
     agent::{Agent, Behaviour},
     control_plane::{ControlPlane, Options},
     events::Event,
+    node::Node,
+    objects,
     operator::Operator,
+    wait::eventually,
     world::crd_yaml,
 };
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use khook::hook::{Hook, Phase};
-use kube::{Api, Client, runtime::watcher};
+use kube::{Api, Client, api::DeleteParams, runtime::watcher};
 use tokio::time::{Instant, timeout_at};
 
 const NAMESPACE: &str = "shop";
@@ -29,12 +33,22 @@ const HOOK: &str = "watch-my-pods";
 /// Nothing in the demo takes that long, unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Runs the demo; `fast` shortens its windows.
-pub async fn run(fast: bool) -> Result<()> {
-    say("1. A control plane: etcd and kube-apiserver, built once if they are not cached");
-    let control_plane = ControlPlane::start(Options::default()).await?;
+/// Runs the demo; `fast` shortens its windows, `node` has real pods in real trouble.
+pub async fn run(fast: bool, node: bool) -> Result<()> {
+    let what = if node { "etcd, kube-apiserver and its controllers" } else { "etcd and kube-apiserver" };
+    say(&format!("1. A control plane: {what}, built once if they are not cached"));
+    let options = Options { controllers: node, ..Options::default() };
+    let control_plane = ControlPlane::start(options).await?;
     let client = control_plane.client().await?;
     done(&format!("ready at {}", control_plane.url()));
+    // Held to the end: dropping it ends every pod.
+    let node = if node {
+        let node = Node::start(&control_plane).await?;
+        done("and a node: containerd and kubelet");
+        Some(node)
+    } else {
+        None
+    };
 
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/basic/hook.yaml");
     let example = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
@@ -51,11 +65,17 @@ pub async fn run(fast: bool) -> Result<()> {
     done(&format!("khook is ready, its log is {}", operator.log_path().display()));
 
     say("4. Trouble: a crash loop, an OOM kill, a pod no node takes, a liveness probe that fails");
-    trouble(&client).await?;
+    if node.is_some() {
+        pods(&client).await?;
+    } else {
+        trouble(&client).await?;
+    }
     println!("   What follows is the Hook's status as khook writes it. Ctrl-C ends it all.\n");
-    follow(&client, &operator).await?;
+    follow(&client, &operator, node.is_some()).await?;
 
-    let first = agent.messages().into_iter().next().context("the agent got no message")?;
+    let messages = agent.messages();
+    let oom = messages.iter().find(|message| message.metadata["eventType"] == "oom-kill");
+    let first = oom.context("the agent got no message about an OOM kill")?;
     say("5. What the agent was asked, for example");
     println!("{}", indent(&first.text));
     say("   and what it answered");
@@ -72,7 +92,7 @@ pub async fn run(fast: bool) -> Result<()> {
 fn diagnosis(message: &str) -> String {
     let found = [
         ("oom-kill", "The limit of 256Mi is below what the heap is given (-Xmx512m). Set it to 768Mi."),
-        ("pod-pending", "It requests 64Gi of memory, and the largest node has 32Gi. Did you mean 6.4Gi?"),
+        ("pod-pending", "It requests 64Ti of memory, and the largest node has 32Gi. Did you mean 64Mi?"),
         ("probe-failed", "/healthz answers 500 because the database refuses connections since 10:02."),
     ];
     let found = found.iter().find(|(trouble, _)| message.contains(&format!("eventType: {trouble}")));
@@ -100,6 +120,18 @@ async fn operator(control_plane: &ControlPlane, agent: &Agent, fast: bool) -> Re
     Ok(operator)
 }
 
+/// Real ones: each ends, is killed or waits by itself.
+async fn pods(client: &Client) -> Result<()> {
+    // Made a moment after the namespace, and no pod comes before it.
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    eventually("the namespace's service account", PATIENCE, async || {
+        Ok(accounts.get("default").await.map(drop)?)
+    })
+    .await?;
+    let pods = objects::parse(include_str!("../manifests/trouble.yaml"))?;
+    objects::apply(client, NAMESPACE, pods).await.map(drop)
+}
+
 async fn trouble(client: &Client) -> Result<()> {
     let pod = |event: Event, name: &str| event.pod(NAMESPACE, name).uid(&format!("uid-of-{name}"));
     let kubelet = |reason, note, name| pod(Event::kubelet(reason, note), name).container("app");
@@ -122,8 +154,10 @@ async fn trouble(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Shows every status khook writes, until all is over.
-async fn follow(client: &Client, operator: &Operator) -> Result<()> {
+/// Shows every status khook writes, until all is over. Real pods are deleted once the agent has answered
+/// about all of them: nothing else would mend them.
+async fn follow(client: &Client, operator: &Operator, mut real: bool) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let hooks: Api<Hook> = Api::namespaced(client.clone(), NAMESPACE);
     let mut changes = pin!(watcher(hooks, watcher::Config::default()));
     let mut screen = Screen::new();
@@ -148,6 +182,13 @@ async fn follow(client: &Client, operator: &Operator) -> Result<()> {
             rows.push([entry.resource_name.clone(), entry.event_type.to_string(), path.join(" → "), note]);
         }
         screen.show(&rows)?;
+        let answered = status.active_events.iter().filter(|entry| entry.answer.is_some()).count();
+        if real && answered == INCIDENTS {
+            real = false;
+            for entry in &status.active_events {
+                pods.delete(&entry.resource_name, &DeleteParams::default()).await?;
+            }
+        }
         let over =
             |entry: &khook::hook::ActiveEvent| entry.status == Phase::Resolved && entry.answer.is_some();
         if status.active_events.len() == INCIDENTS && status.active_events.iter().all(over) {

@@ -34,6 +34,9 @@ enum Command {
         /// Shorten the windows
         #[arg(long)]
         fast: bool,
+        /// With a node: real pods are really killed (root on Linux, after .ci/install-node)
+        #[arg(long)]
+        node: bool,
     },
     /// Measure khook (the binary of KHOOK_BIN, else this build) against its apiserver
     Bench {
@@ -43,6 +46,9 @@ enum Command {
         /// How many a second
         #[arg(long, default_value_t = 50)]
         rate: u32,
+        /// How many healthy pods there are beside
+        #[arg(long, default_value_t = 0)]
+        pods: usize,
     },
     /// Run every scenario with khook in a real cluster, and print what it called the agent for
     Suite {
@@ -126,8 +132,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Demo { fast } => until_interrupted(demo::run(fast)),
-        Command::Bench { incidents, rate } => until_interrupted(bench::run(incidents, rate)),
+        Command::Demo { fast, node } => until_interrupted(demo::run(fast, node)),
+        Command::Bench { incidents, rate, pods } => until_interrupted(bench::run(incidents, rate, pods)),
         Command::ControlPlane { apiserver_args } => until_interrupted(async {
             let control_plane = ControlPlane::start(Options { apiserver_args, ..Options::default() }).await?;
             println!("export KUBECONFIG={}", control_plane.kubeconfig().display());
