@@ -210,12 +210,12 @@ async fn watch_sources(
         move || {
             beating.beat(Watch::Pods.as_str());
             let reports = swept.index().sweep(reconcile::now());
-            reports.into_iter().for_each(|report| swept.tell(report));
+            swept.tell(reports);
         },
         move |item| {
             let Ok(event) = item else { return };
             let report = heard.index().observe(event, reconcile::now());
-            report.into_iter().for_each(|report| heard.tell(report));
+            heard.tell(report);
         },
     );
 
@@ -256,7 +256,7 @@ async fn watch_sources(
                 && let Some(kill) = events::kill(&event)
             {
                 let report = heard.index().killed(kill, reconcile::now());
-                report.into_iter().for_each(|report| heard.tell(report));
+                heard.tell(report);
             }
         },
     );

@@ -251,13 +251,17 @@ impl Context {
             Worth::Everything | Worth::Nothing => {}
             Worth::Words => {
                 let report = self.index().quote(&signal, now());
-                report.into_iter().for_each(|report| self.tell(report));
+                self.tell(report);
             }
         }
     }
 
     /// Hands on what the index of pods reports.
-    pub fn tell(self: &Arc<Self>, report: Report) {
+    pub fn tell(self: &Arc<Self>, reports: impl IntoIterator<Item = Report>) {
+        reports.into_iter().for_each(|report| self.tell_one(report));
+    }
+
+    fn tell_one(self: &Arc<Self>, report: Report) {
         let now = now();
         match report {
             Report::Changed(name) => {
@@ -278,20 +282,15 @@ impl Context {
                     }
                 }
             }
-            Report::Listed => {
-                for hook in self.hooks.state() {
-                    self.wake(ObjectRef::from_obj(hook.as_ref()));
-                }
-            }
+            Report::Listed => self.wake_all(),
             Report::Fetch(name) => {
                 let context = self.clone();
                 tokio::spawn(async move {
                     let _permit = context.questions.acquire().await;
                     match pods::fetch(&context.clients.request, &name.0, &name.1).await {
                         Ok(Some(pod)) => {
-                            let event = kube::runtime::watcher::Event::Apply(pod);
-                            let report = context.index().observe(event, self::now());
-                            report.into_iter().for_each(|report| context.tell(report));
+                            let report = context.index().see(pod, self::now());
+                            context.tell(report);
                         }
                         Ok(None) => {}
                         Err(error) => {
@@ -331,13 +330,12 @@ impl Context {
             for _ in 0..MAX_QUESTIONS {
                 match pods::fetch(&context.clients.request, &signal.namespace, &signal.pod).await {
                     Ok(Some(pod)) if signal.uid.is_empty() || pod.uid() == signal.uid => {
-                        let event = kube::runtime::watcher::Event::Apply(pod);
                         let reports = {
                             let mut pods = context.index();
-                            let seen = pods.observe(event, now());
+                            let seen = pods.see(pod, now());
                             [seen, pods.quote(&signal, now())]
                         };
-                        return reports.into_iter().flatten().for_each(|report| context.tell(report));
+                        return context.tell(reports.into_iter().flatten());
                     }
                     Ok(_) => return context.take_at_its_word(&signal),
                     Err(error) => {
@@ -400,9 +398,7 @@ impl Context {
     /// Begins a term: every Hook is looked at.
     pub fn begin_term(&self) {
         self.term.fetch_add(1, Ordering::SeqCst);
-        for hook in self.hooks.state() {
-            self.wake(ObjectRef::from_obj(hook.as_ref()));
-        }
+        self.wake_all();
     }
 
     /// Ends a term: another process tells of the Hooks now.
@@ -430,6 +426,12 @@ impl Context {
     fn leading(&self) -> bool {
         let sighted = || self.index().lists() > 0 || self.began.elapsed() > SIGHTLESS;
         *self.leads.borrow() && !self.stop.is_cancelled() && sighted()
+    }
+
+    fn wake_all(&self) {
+        for hook in self.hooks.state() {
+            self.wake(ObjectRef::from_obj(hook.as_ref()));
+        }
     }
 
     fn wake(&self, hook: ObjectRef<Hook>) {

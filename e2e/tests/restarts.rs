@@ -45,6 +45,18 @@ async fn rests(operator: &Operator) -> Result<()> {
     .await
 }
 
+/// khook, as a pod, whose call about web-0 the agent has and does not answer until it is let go.
+async fn waiting_for_an_answer(name: &str) -> Result<(World, Operator)> {
+    let world = World::alone(name).await?;
+    world.agent.set(Behaviour::default().held().blocks());
+    let setup = as_pod(&world, "khook-0")?.env("KAGENT_API_TIMEOUT", "60s");
+    let operator = world.start(setup).await?;
+    world.hook("shop", &["pod-restart"]).await?;
+    world.crash("web-0").await?;
+    world.agent.wait_for_messages(1, PATIENCE).await?;
+    Ok((world, operator))
+}
+
 #[tokio::test]
 async fn killed_three_times_at_rest_nothing_is_called_again() -> Result<()> {
     let world = World::alone("at-rest").await?;
@@ -98,13 +110,7 @@ async fn killed_between_claim_and_send_the_next_one_sends() -> Result<()> {
 
 #[tokio::test]
 async fn killed_between_send_and_answer_the_next_one_finds_it() -> Result<()> {
-    let world = World::alone("unanswered").await?;
-    world.agent.set(Behaviour::default().held().blocks());
-    let setup = as_pod(&world, "khook-0")?.env("KAGENT_API_TIMEOUT", "60s");
-    let operator = world.start(setup).await?;
-    world.hook("shop", &["pod-restart"]).await?;
-    world.crash("web-0").await?;
-    world.agent.wait_for_messages(1, PATIENCE).await?;
+    let (world, operator) = waiting_for_an_answer("unanswered").await?;
     operator.kill()?;
     let entry = world.wait_for("shop", "web-0", Phase::Firing).await?;
 
@@ -120,13 +126,7 @@ async fn killed_between_send_and_answer_the_next_one_finds_it() -> Result<()> {
 
 #[tokio::test]
 async fn killed_between_answer_and_the_write_of_it_the_next_one_finds_it() -> Result<()> {
-    let world = World::alone("unwritten").await?;
-    world.agent.set(Behaviour::default().held().blocks());
-    let setup = as_pod(&world, "khook-0")?.env("KAGENT_API_TIMEOUT", "60s");
-    let operator = world.start(setup).await?;
-    world.hook("shop", &["pod-restart"]).await?;
-    world.crash("web-0").await?;
-    world.agent.wait_for_messages(1, PATIENCE).await?;
+    let (world, operator) = waiting_for_an_answer("unwritten").await?;
     world.control_plane.stop_apiserver()?;
     world.agent.release();
     eventually("the answer to come and its write to fail", PATIENCE, async || {

@@ -386,8 +386,7 @@ fn clear(
         Phase::Pending => {
             // What happened is still told, late; what merely was so, or did not last, is over. While the Hook
             // is suspended only what is still true is kept.
-            let waits = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
-            if waits || held_before && !has_happened(entry) {
+            if is_held(entry) || held_before && !has_happened(entry) {
                 let (reason, why) = match state {
                     StandingState::Gone => (Reason::PodGone, "the pod is gone, nobody was called"),
                     StandingState::Clear | StandingState::Holds => {
@@ -821,14 +820,18 @@ fn hold_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene) {
 
 /// A signal with a shorter hold ends the wait of one with a longer.
 fn hold_sooner(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene) {
-    let waits = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
-    if !waits || entry.attempts > 0 {
+    if !is_held(entry) || entry.attempts > 0 {
         return;
     }
     let due = signal.at().min(scene.now) + hold_of(signal, scene);
     if entry.due_at.is_some_and(|earlier| due < earlier) {
         hold_back(entry, signal, scene);
     }
+}
+
+/// Whether a pending incident waits until its trouble has lasted, or its Hook goes on.
+pub fn is_held(entry: &ActiveEvent) -> bool {
+    matches!(entry.reason, Some(Reason::Holding | Reason::Suspended))
 }
 
 fn hold_of(signal: &Signal, scene: &Scene) -> Duration {

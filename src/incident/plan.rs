@@ -255,14 +255,7 @@ impl<'a> Work<'a> {
         let inputs = self.inputs;
         for (index, signal) in inputs.signals.iter().enumerate() {
             let counted = self.effects.suppressed.len();
-            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
-            {
-                let key = rule.key(&signal.namespace, &signal.pod);
-                if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
-                    self.held_back.insert(index);
-                    self.overflow.insert(key);
-                }
-            }
+            self.offer(index);
             if let Nature::Unclear
             | Nature::Condition { state: StandingState::Clear | StandingState::Gone, .. } = signal.nature
             {
@@ -278,16 +271,20 @@ impl<'a> Work<'a> {
 
     // Another signal may have brought the incident.
     fn admit_young(&mut self) {
-        let inputs = self.inputs;
         for index in std::mem::take(&mut self.young).into_keys() {
-            let signal = &inputs.signals[index];
-            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
-            {
-                let key = rule.key(&signal.namespace, &signal.pod);
-                if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
-                    self.held_back.insert(index);
-                    self.overflow.insert(key);
-                }
+            self.offer(index);
+        }
+    }
+
+    // Has every agent that is asked about it take in a signal, as far as it is old enough and fits.
+    fn offer(&mut self, index: usize) {
+        let inputs = self.inputs;
+        let signal = &inputs.signals[index];
+        for rule in inputs.rules.listening_to(signal.event_type) {
+            let key = rule.key(&signal.namespace, &signal.pod);
+            if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
+                self.held_back.insert(index);
+                self.overflow.insert(key);
             }
         }
     }
@@ -311,8 +308,7 @@ impl<'a> Work<'a> {
         let mut admitted = BTreeSet::new();
         for index in waiting {
             let signal = &inputs.signals[index];
-            for rule in inputs.rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type)
-            {
+            for rule in inputs.rules.listening_to(signal.event_type) {
                 let key = rule.key(&signal.namespace, &signal.pod);
                 // What had an entry before has had this signal.
                 let known = self.entries.iter().any(|entry| key.is_of(entry));
@@ -352,7 +348,7 @@ impl<'a> Work<'a> {
         self.held_back.retain(|index| !over(&signals[*index]));
         self.young.retain(|index, _| !over(&signals[*index]));
         if !self.held_back.iter().any(|index| same(&signals[*index])) {
-            for rule in rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type) {
+            for rule in rules.listening_to(signal.event_type) {
                 self.overflow.remove(&rule.key(&signal.namespace, &signal.pod));
             }
         }
@@ -373,8 +369,8 @@ impl<'a> Work<'a> {
                 // Only what waits for its hold to pass, and has never happened, needs it to go on.
                 Nature::Unclear => {
                     let entry = &self.entries[index];
-                    let waits = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
-                    if entry.status == Phase::Pending && waits && entry.seen.is_empty() {
+                    let waits = entry.status == Phase::Pending && lifecycle::is_held(entry);
+                    if waits && entry.seen.is_empty() {
                         self.step(index, &Input::Clear(signal.observed_at));
                     }
                 }
@@ -595,10 +591,9 @@ impl<'a> Work<'a> {
         // What waits for a place as well does not wait for time.
         let young = self.young.iter().filter(|(index, _)| {
             let signal = &self.inputs.signals[**index];
-            let listening = rules.configurations.iter().filter(|rule| rule.event_type == signal.event_type);
-            listening
-                .map(|rule| rule.key(&signal.namespace, &signal.pod))
-                .any(|key| !self.overflow.contains(&key))
+            let mut keys =
+                rules.listening_to(signal.event_type).map(|rule| rule.key(&signal.namespace, &signal.pod));
+            keys.any(|key| !self.overflow.contains(&key))
         });
         let young = young.map(|(_, until)| *until);
         let next_wake = status.active_events.iter().filter_map(|entry| {

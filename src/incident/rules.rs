@@ -148,7 +148,12 @@ impl Rules {
 
     /// Whether anything here listens to that kind of trouble.
     pub fn listens_to(&self, event_type: EventType) -> bool {
-        self.configurations.iter().any(|rule| rule.event_type == event_type)
+        self.listening_to(event_type).next().is_some()
+    }
+
+    /// The rules about that kind of trouble, one for each agent.
+    pub fn listening_to(&self, event_type: EventType) -> impl Iterator<Item = &Rule> {
+        self.configurations.iter().filter(move |rule| rule.event_type == event_type)
     }
 }
 

@@ -260,8 +260,7 @@ struct Found {
 }
 
 /// What a pod says to a Hook that `listens` to some kinds of trouble: every end of a container, and for
-/// each kind whether it holds, is clear, or is over with the pod. Silence on a kind means that it cannot
-/// be told.
+/// each kind whether it holds, is clear, cannot be told any more, or is over with the pod.
 pub fn diagnose(case: Case, listens: impl Fn(EventType) -> bool) -> Vec<Signal> {
     if let Some(at) = case.pod.deleted_at() {
         return gone(case.pod, at, case.now, listens);
@@ -301,29 +300,33 @@ pub fn gone(
     kinds.map(|event_type| standing(pod, event_type, StandingState::Gone, at, now)).collect()
 }
 
-/// Whether there is anything about the pod that a Hook may have to hear again: trouble that holds, an end
-/// that is not stale, or one that cannot be told yet.
-pub fn is_in_trouble(case: Case, stale_after: Duration) -> bool {
+/// What is to be expected of a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook {
+    /// There is something that a Hook may have to hear again: trouble that holds, an end that is not stale, or
+    /// one that cannot be told yet.
+    pub in_trouble: bool,
+    /// Something cannot be told yet.
+    pub undecided: bool,
+    /// Of each kind of trouble it can be told that it does not hold: a pod of which it cannot has more to say.
+    pub settled: bool,
+}
+
+/// What is to be expected of a pod. Ends of containers older than `stale_after` are nobody's news.
+pub fn outlook(case: Case, stale_after: Duration) -> Outlook {
     let fates = fates(case, &|_| true);
     let fresh = |fate: &Fate| {
         let new = case.now <= fate.end.at() + stale_after;
         new && fate.verdict != Verdict::Nothing
     };
-    case.pod.deleted_at().is_none()
-        && (fates.iter().any(fresh) || SIGNS.iter().any(|sign| (sign.find)(&case, &fates).is_some()))
-}
-
-/// Whether of each kind of trouble it can be told that it holds or that it does not: a pod of which it cannot
-/// has more to say.
-pub fn is_settled(case: Case) -> bool {
-    let fates = fates(case, &|_| true);
-    case.pod.has_ended() || EventType::ALL.into_iter().all(|event_type| is_well(&case, &fates, event_type))
-}
-
-/// Whether something about the pod cannot be told yet.
-pub fn is_undecided(case: Case) -> bool {
-    case.pod.deleted_at().is_none()
-        && fates(case, &|_| true).iter().any(|fate| fate.verdict == Verdict::Later)
+    let there = case.pod.deleted_at().is_none();
+    let holds = || SIGNS.iter().any(|sign| (sign.find)(&case, &fates).is_some());
+    let well = |event_type| is_well(&case, &fates, event_type);
+    Outlook {
+        in_trouble: there && (fates.iter().any(fresh) || holds()),
+        undecided: there && fates.iter().any(|fate| fate.verdict == Verdict::Later),
+        settled: case.pod.has_ended() || EventType::ALL.into_iter().all(well),
+    }
 }
 
 /// Since when all of a pod is as it is now: the newest start, end or readiness.
@@ -409,10 +412,10 @@ fn occurrence(case: Case, fate: &Fate) -> Option<Signal> {
     let name = &container.name;
     let reason = ended.reason.clone().unwrap_or_else(|| "Terminated".into());
     let how = match (event_type, ended.reason.as_deref()) {
-        (_, Some("OOMKilled")) => "was killed for using more memory than its limit".to_owned(),
-        (EventType::ProbeFailed, _) => "was ended because a probe failed".to_owned(),
-        (_, Some("StartError")) => "could not be started".to_owned(),
-        _ => "ended".to_owned(),
+        (_, Some("OOMKilled")) => "was killed for using more memory than its limit",
+        (EventType::ProbeFailed, _) => "was ended because a probe failed",
+        (_, Some("StartError")) => "could not be started",
+        _ => "ended",
     };
     let runs = if *count > 1 { format!(", {count} times so far") } else { String::new() };
     let mut message = format!("Container {name} {how} ({reason}, exit code {}){runs}", ended.exit_code);

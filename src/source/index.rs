@@ -143,13 +143,18 @@ impl Index {
                 self.lists += 1;
                 Some(Report::Listed)
             }
-            watcher::Event::Apply(pod) => self.apply(pod, false, now),
+            watcher::Event::Apply(pod) => self.see(pod, now),
             watcher::Event::Delete(pod) => {
                 let name = name(&pod);
                 self.known.remove(&self.hasher.hash_one(&name));
                 self.go(pod, &name, now)
             }
         }
+    }
+
+    /// Takes in a pod as it is now, whoever brought it.
+    pub fn see(&mut self, pod: Pod, now: DateTime<Utc>) -> Option<Report> {
+        self.apply(pod, false, now)
     }
 
     fn apply(&mut self, pod: Pod, listed: bool, now: DateTime<Utc>) -> Option<Report> {
@@ -203,8 +208,9 @@ impl Index {
         let empty = Evidence::default();
         let evidence = self.evidence.get(name).unwrap_or(&empty);
         let case = record.case(evidence, now);
-        let troubled = diagnosis::is_in_trouble(case, self.stale_after) || !diagnosis::is_settled(case);
-        let undecided = diagnosis::is_undecided(case).then(|| record.end_seen_at + diagnosis::PATIENCE);
+        let outlook = diagnosis::outlook(case, self.stale_after);
+        let troubled = outlook.in_trouble || !outlook.settled;
+        let undecided = outlook.undecided.then(|| record.end_seen_at + diagnosis::PATIENCE);
         let streaks = evidence.liveness.iter().map(|streak| streak.over_at() + MOMENT);
         // Ends become stale.
         let later = now + self.stale_after;

@@ -94,6 +94,8 @@ fn liveness_killed() -> Evidence {
     Evidence { kills: vec![("app".into(), at(29))], ..Evidence::default() }
 }
 
+const FRESH: Duration = Duration::from_secs(900);
+
 fn all(_: EventType) -> bool {
     true
 }
@@ -180,7 +182,7 @@ fn a_probe_that_ended_a_container_is_named_by_its_event_alone(
     assert_eq!(row(&pod, &liveness_killed(), at(60)), "ended by a failed liveness or startup probe");
     // Its word may come a moment later.
     assert_eq!(row(&pod, &none, at(32)), "started again, perhaps for a probe whose word is still on its way");
-    assert!(is_undecided(Case { now: at(32), ..case(&pod, &none) }));
+    assert!(outlook(Case { now: at(32), ..case(&pod, &none) }, FRESH).undecided);
     assert_eq!(row(&pod, &none, at(33)), "started again, whatever its exit code");
     // The word of another run, or about another container, is none.
     let other = Evidence { kills: vec![("app".into(), at(32)), ("side".into(), at(29))], ..none.clone() };
@@ -302,7 +304,7 @@ fn a_pod_says(#[case] expected: &[&str], #[case] change: fn(&mut Value)) {
     let signals = diagnose(case(&pod, &none), all);
     assert_eq!(said(&signals), expected);
     let worth_keeping = expected.iter().any(|line| !line.ends_with("gone"));
-    assert_eq!(is_in_trouble(case(&pod, &none), Duration::from_secs(900)), worth_keeping);
+    assert_eq!(outlook(case(&pod, &none), FRESH).in_trouble, worth_keeping);
 }
 
 #[test]
@@ -366,7 +368,7 @@ fn an_end_without_a_stamp_is_as_old_as_the_run_after_it() {
     let late = Case { now: at(10_000), end_seen_at: at(10_000), ..case(&pod, &none) };
     let signals = diagnose(late, all);
     assert_eq!(signals[0].at(), at(31));
-    assert!(!is_in_trouble(late, Duration::from_secs(900)));
+    assert!(!outlook(late, FRESH).in_trouble);
 }
 
 #[test]
