@@ -26,6 +26,8 @@ use tokio::{sync::watch, task::JoinHandle, time};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::sabotage::{Safeguard, without};
+
 /// How often a standby looks at the Lease, and a leader tries again after a failed renewal: the
 /// time within which a released Lease finds its next holder.
 const LOOK: Duration = Duration::from_secs(1);
@@ -140,7 +142,13 @@ impl Election {
                 // Whoever took it did so by the rules: ours is over.
                 self.until = None;
                 match &self.other {
-                    Some((seen, since)) if seen == spec && now >= *since + self.term(spec) => Step::Take,
+                    Some((seen, since))
+                        if seen == spec
+                            && now >= *since + self.term(spec)
+                            && !without(Safeguard::Lease) =>
+                    {
+                        Step::Take
+                    }
                     Some((seen, _)) if seen == spec => Step::Wait,
                     _ => {
                         self.other = Some((spec.clone(), now));

@@ -28,6 +28,8 @@ pub mod metrics;
 pub mod server;
 pub mod telemetry;
 
+pub mod sabotage;
+
 pub mod config;
 
 pub mod cli;

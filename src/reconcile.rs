@@ -30,7 +30,7 @@ use tracing::{debug, error, warn};
 
 use crate::{
     agent::{
-        AgentCall, Follow, Kagent,
+        self, AgentCall, Follow, Kagent,
         pool::{Pool, Slot},
     },
     client::Clients,
@@ -47,6 +47,7 @@ use crate::{
     },
     metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
     notice::Notices,
+    sabotage::{self, Safeguard, without},
     source::{
         diagnosis, events,
         index::{Index, Report, Worth, has_happened},
@@ -194,7 +195,7 @@ struct Taken {
 
 /// The current time in whole milliseconds, as the status keeps it.
 pub fn now() -> DateTime<Utc> {
-    let now = Utc::now();
+    let now = Utc::now() + sabotage::clock_error();
     DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap_or(now)
 }
 
@@ -494,7 +495,7 @@ impl Context {
         }
 
         let Planned { plan, taken, slots, too_soon } = self.plan(&hook, &rules, &room, mind, leading);
-        if plan.urgency == Urgency::None {
+        if plan.urgency == Urgency::None && !without(Safeguard::Rest) {
             room.settle(mind, &plan, &taken);
             self.count_suppressed(&plan);
             self.metrics.status_write(WriteResult::Unchanged);
@@ -504,6 +505,13 @@ impl Context {
         } else if let Some(left) = too_soon {
             wake = Some(wake.map_or(left, |wake| wake.min(left)));
         } else {
+            if without(Safeguard::Claim) {
+                let unwritten = Hook { status: Some(plan.status.clone()), ..hook.as_ref().clone() };
+                self.begin(&Arc::new(unwritten), &rules, &room, mind, HashMap::new(), leading);
+            }
+            if without(Safeguard::Inbox) {
+                room.settle(mind, &plan, &taken);
+            }
             hook = self.write(&hook, plan.clone(), taken, &room, mind).await?;
         }
 
@@ -512,6 +520,7 @@ impl Context {
         Ok(match timer.into_iter().chain(wake).min() {
             // A timer that is over already and changed nothing must not spin.
             Some(wait) => Action::requeue(wait.max(Duration::from_millis(20))),
+            None if without(Safeguard::Rest) => Action::requeue(self.pace.retry),
             None => Action::await_change(),
         })
     }
@@ -587,7 +596,7 @@ impl Context {
         let index = self.index();
         let term = (self.term.load(Ordering::SeqCst), hook.metadata.generation, index.lists());
         // Without a list nothing is known to be gone.
-        if mind.compared == Some(term) || index.lists() == 0 {
+        if mind.compared == Some(term) || index.lists() == 0 || without(Safeguard::Comparison) {
             return;
         }
         let open: Vec<ActiveEvent> = (hook.status.iter().flat_map(|status| &status.active_events))
@@ -803,18 +812,16 @@ impl Context {
                 Activity::Call(entry, claim) => {
                     mind.begun.insert(claim.sequence);
                     mind.busy.insert(claim.sequence);
-                    match rules.of(entry).filter(|_| leading && !rules.suspended) {
+                    match rules.of(entry).filter(|_| leading && self.wants(hook, entry)) {
                         Some(rule) => {
                             let slot = slots.remove(&claim.sequence);
                             let slot = slot.or_else(|| self.pool.insist(&rule.agent, now()));
                             let call = agent_call(hook, entry, &rule.agent, &rule.prompt);
-                            self.call(room, entry, claim, call, slot);
+                            self.call(room, hook, entry, claim, call, slot);
                         }
                         // Observed between the claim and the call: nothing more is called.
                         None => {
-                            let error = "the Hook does not want this call any more".into();
-                            let reply = Reply::NotRun { error, retry_after: None, throttled: true };
-                            self.post(room, entry, News::Called(claim.clone(), reply));
+                            self.post(room, entry, News::Called(claim.clone(), agent::unwanted()));
                         }
                     }
                 }
@@ -828,9 +835,26 @@ impl Context {
         }
     }
 
+    /// Whether the newest Hook that is known still asks for this call: somebody may have deleted, changed or
+    /// suspended it while the status was written, or while the session was being opened.
+    fn wants(&self, claimed: &Hook, entry: &ActiveEvent) -> bool {
+        let cached = self.hooks.get(&ObjectRef::from_obj(claimed));
+        let newest = match &cached {
+            Some(cached) if cached.uid() != claimed.uid() => return false,
+            Some(cached) if version(cached) > version(claimed) => cached,
+            Some(_) => claimed,
+            None => return false,
+        };
+        let rules = || Rules::parse(&newest.spec, &newest.namespace().unwrap_or_default(), &self.policy);
+        let asked = newest.metadata.generation == claimed.metadata.generation || rules().of(entry).is_some();
+        newest.metadata.deletion_timestamp.is_none() && newest.spec.suspend != Some(true) && asked
+            || without(Safeguard::Recall)
+    }
+
     fn call(
         self: &Arc<Self>,
         room: &Arc<Room>,
+        hook: &Arc<Hook>,
         entry: &ActiveEvent,
         claim: &Claim,
         call: AgentCall,
@@ -840,6 +864,7 @@ impl Context {
             self.metrics.event_to_call(waited);
         }
         let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
+        let hook = hook.clone();
         self.tasks.spawn(async move {
             let _in_flight = context.metrics.inflight();
             let begun = Instant::now();
@@ -850,7 +875,8 @@ impl Context {
                 let error = "this process stood still until its claim was over".into();
                 Reply::NotRun { error, retry_after: None, throttled: true }
             } else {
-                let call = tokio::time::timeout(limit, context.kagent.call(&call));
+                let wanted = || context.wants(&hook, &entry);
+                let call = tokio::time::timeout(limit, context.kagent.call(&call, wanted));
                 // A panic must not leave the incident firing for ever.
                 match AssertUnwindSafe(call).catch_unwind().await {
                     Ok(Ok(reply)) => reply,

@@ -6,7 +6,10 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::hook::{Hook, HookStatus};
+use crate::{
+    hook::{Hook, HookStatus},
+    sabotage::{Safeguard, without},
+};
 
 /// The one field manager of the status.
 pub const FIELD_MANAGER: &str = "khook";
@@ -33,7 +36,7 @@ pub enum Written {
 /// its own commit as a conflict.
 pub async fn write(hooks: &Api<Hook>, planned_from: &Hook, status: &HookStatus) -> Written {
     let name = planned_from.name_any();
-    let body = json!({
+    let mut body = json!({
         "apiVersion": "kagent.dev/v1alpha2",
         "kind": "Hook",
         "metadata": {
@@ -44,6 +47,9 @@ pub async fn write(hooks: &Api<Hook>, planned_from: &Hook, status: &HookStatus) 
         },
         "status": status,
     });
+    if without(Safeguard::Version) {
+        body["metadata"] = json!({"name": name, "namespace": planned_from.namespace()});
+    }
     // Force settles whose field it is, not whose write is newer: that is the resourceVersion's part.
     let params = PatchParams::apply(FIELD_MANAGER).force();
     match hooks.patch_status(&name, &params, &Patch::Apply(&body)).await {

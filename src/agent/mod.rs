@@ -8,7 +8,7 @@ pub mod a2a;
 pub mod pool;
 pub mod session;
 
-pub use session::{AgentCall, Credential, Follow, Kagent, KagentConfig, KagentError};
+pub use session::{AgentCall, Credential, Follow, Kagent, KagentConfig, KagentError, unwanted};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]

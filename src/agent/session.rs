@@ -81,6 +81,12 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// What becomes of a call that is not wanted any more: nothing was sent, and it is nobody's fault.
+pub fn unwanted() -> Reply {
+    let error = "the Hook does not want this call any more".into();
+    Reply::NotRun { error, retry_after: None, throttled: true }
+}
+
 /// A configuration no client can be made of.
 #[derive(Debug, thiserror::Error)]
 pub enum KagentError {
@@ -185,7 +191,9 @@ impl Kagent {
     /// that judge the message itself (413, 414, 431), and names and ids that no URL can carry; not
     /// 400 and 404, with which kagent reports its own troubles too, and not 401 and 403, for tokens
     /// rotate. Seen in kagent 0.9.9 and 0.10.0-rc3.
-    pub async fn call(&self, call: &AgentCall) -> Reply {
+    ///
+    /// Whether the call is `wanted` is asked once more between the two: opening a session may take long.
+    pub async fn call(&self, call: &AgentCall, wanted: impl Fn() -> bool) -> Reply {
         let urls = self.session_url(&[]).and_then(|sessions| {
             segment("session id", &call.session_id)?;
             segment("message id", &call.message_id)?;
@@ -201,6 +209,9 @@ impl Kagent {
         };
         if let Err(refused) = self.open_session(&auth, session_url, call).await {
             return refused;
+        }
+        if !wanted() {
+            return unwanted();
         }
         let body = a2a::send_request(&call.session_id, &call.message_id, &call.text, &call.metadata);
         let exchange = Exchange {

@@ -128,7 +128,7 @@ async fn a_call_is_a_session_and_one_message() {
         credential: Credential::Key("t0ken".into()),
         ..KagentConfig::new(server.uri())
     };
-    let reply = Kagent::new(config).unwrap().call(&call()).await;
+    let reply = Kagent::new(config).unwrap().call(&call(), || true).await;
     assert_eq!(reply, Reply::Accepted { task_id: Some(TASK.into()), ended: None });
 
     let requests = server.received_requests().await.unwrap();
@@ -230,9 +230,9 @@ async fn ids_are_encoded_and_cannot_lead_elsewhere() {
         assert!(matches!(kagent.follow(&agent(), bad).await, Follow::Unavailable { .. }), "{bad}");
         let strange = AgentName { namespace: "kagent".into(), name: bad.into() };
         let replies = [
-            kagent.call(&AgentCall { agent: strange, ..call() }).await,
-            kagent.call(&AgentCall { session_id: bad.into(), ..call() }).await,
-            kagent.call(&AgentCall { message_id: bad.into(), ..call() }).await,
+            kagent.call(&AgentCall { agent: strange, ..call() }, || true).await,
+            kagent.call(&AgentCall { session_id: bad.into(), ..call() }, || true).await,
+            kagent.call(&AgentCall { message_id: bad.into(), ..call() }, || true).await,
         ];
         for reply in &replies {
             assert_eq!(told(reply).0, "Permanent", "{bad}");
@@ -254,7 +254,7 @@ async fn a_task_that_has_ended_brings_its_end(
     #[case] answer: &str,
 ) {
     let server = answering(ok(body)).await;
-    match kagent(&server.uri()).call(&call()).await {
+    match kagent(&server.uri()).call(&call(), || true).await {
         Reply::Accepted { task_id: Some(_), ended } => {
             assert_eq!(ended, Some(Ended { state, answer: answer.into() }));
         }
@@ -269,7 +269,7 @@ async fn a_message_is_an_answer_without_a_task() {
         json!({"kind": "message", "role": "agent", "taskId": "t", "parts": [{"kind": "text", "text": "hi"}]});
     let server = answering(ok(&json!({"jsonrpc": "2.0", "result": message}).to_string())).await;
     let ended = Some(Ended { state: EndState::Completed, answer: "hi".into() });
-    assert_eq!(kagent(&server.uri()).call(&call()).await, Reply::Accepted { task_id: None, ended });
+    assert_eq!(kagent(&server.uri()).call(&call(), || true).await, Reply::Accepted { task_id: None, ended });
 }
 
 #[rstest]
@@ -324,7 +324,7 @@ async fn a_message_is_an_answer_without_a_task() {
 #[tokio::test]
 async fn a_message_is_classified_by_its_answer(#[case] status: u16, #[case] body: &str, #[case] want: &str) {
     let server = answering(ResponseTemplate::new(status).set_body_string(body)).await;
-    let reply = kagent(&server.uri()).call(&call()).await;
+    let reply = kagent(&server.uri()).call(&call(), || true).await;
     assert_eq!(told(&reply).0, want, "{reply:?}");
     assert_eq!(messages(&server).await, 1);
 }
@@ -349,7 +349,7 @@ async fn a_message_is_classified_by_its_answer(#[case] status: u16, #[case] body
 async fn without_a_session_no_message_is_sent(#[case] status: u16, #[case] body: &str, #[case] want: &str) {
     let session = ResponseTemplate::new(status).set_body_string(body);
     let server = answering_both(session, ok(seen!("send-submitted.json"))).await;
-    let reply = kagent(&server.uri()).call(&call()).await;
+    let reply = kagent(&server.uri()).call(&call(), || true).await;
     assert_eq!(told(&reply).0, want, "{reply:?}");
     assert_eq!(messages(&server).await, 0);
 }
@@ -357,7 +357,7 @@ async fn without_a_session_no_message_is_sent(#[case] status: u16, #[case] body:
 #[tokio::test]
 async fn a_session_that_was_there_already_is_as_good() {
     let server = answering_both(ok(seen!("session-created.json")), ok(seen!("send-submitted.json"))).await;
-    assert_eq!(told(&kagent(&server.uri()).call(&call()).await).0, "Accepted");
+    assert_eq!(told(&kagent(&server.uri()).call(&call(), || true).await).0, "Accepted");
 }
 
 #[rstest]
@@ -386,7 +386,7 @@ async fn retry_after_is_seconds_or_a_date_and_at_most_an_hour(
     }
     let want = want.map(Duration::from_secs);
     for server in [answering(busy.clone()).await, answering_both(busy.clone(), ok("")).await] {
-        match kagent(&server.uri()).call(&call()).await {
+        match kagent(&server.uri()).call(&call(), || true).await {
             Reply::NotRun { retry_after, throttled: true, .. } => assert_eq!(retry_after, want),
             other => panic!("{other:?}"),
         }
@@ -397,7 +397,7 @@ async fn retry_after_is_seconds_or_a_date_and_at_most_an_hour(
 async fn a_session_that_is_unavailable_for_a_while_says_how_long() {
     let away = ResponseTemplate::new(503).insert_header("retry-after", "9");
     let server = answering_both(away, ok("")).await;
-    match kagent(&server.uri()).call(&call()).await {
+    match kagent(&server.uri()).call(&call(), || true).await {
         Reply::NotRun { retry_after, throttled: false, .. } => {
             assert_eq!(retry_after, Some(Duration::from_secs(9)))
         }
@@ -411,7 +411,7 @@ async fn redirects_are_reported_and_not_followed() {
     let location = format!("http://user:pass@{}/login?next=x", elsewhere.address());
     let away = ResponseTemplate::new(307).insert_header("location", location);
     let server = answering(away.clone()).await;
-    let reply = kagent(&server.uri()).call(&call()).await;
+    let reply = kagent(&server.uri()).call(&call(), || true).await;
     let (kind, error) = told(&reply);
     assert_eq!(kind, "NotRun");
     assert!(error.contains("redirects to 127.0.0.1 (307") && !error.contains("pass"), "{error}");
@@ -437,13 +437,13 @@ async fn errors_say_what_where_and_what_to_do() {
     let mut said = String::new();
     for (status, body) in bodies {
         let server = answering(ResponseTemplate::new(status).set_body_string(body)).await;
-        let reply = kagent(&server.uri()).call(&call()).await;
+        let reply = kagent(&server.uri()).call(&call(), || true).await;
         let (kind, error) = told(&reply);
         said += &format!("{kind}: {}\n", error.replace(&server.uri(), "http://kagent:8083"));
     }
     let session = ResponseTemplate::new(400).set_body_string(seen!("session-database-down.json"));
     let server = answering_both(session, ok("")).await;
-    let reply = kagent(&server.uri()).call(&call()).await;
+    let reply = kagent(&server.uri()).call(&call(), || true).await;
     let (kind, error) = told(&reply);
     said += &format!("{kind}: {}\n", error.replace(&server.uri(), "http://kagent:8083"));
     insta::assert_snapshot!(said, @r#"
@@ -480,7 +480,7 @@ async fn nothing_that_is_said_has_the_credential_in_it() {
             .mount(&server)
             .await;
         let kagent = Kagent::new(config(&server)).unwrap();
-        let reply = kagent.call(&call()).await;
+        let reply = kagent.call(&call(), || true).await;
         let lookup = kagent.lookup(SESSION, "m").await;
         let follow = kagent.follow(&agent(), TASK).await;
         let all = format!("{reply:?} {lookup:?} {follow:?} {kagent:?}");
@@ -497,7 +497,7 @@ async fn nothing_that_is_said_has_the_credential_in_it() {
     let answer = json!({"result": {"id": "t", "status": {"state": "failed", "message":
         {"role": "agent", "parts": [{"kind": "text", "text": format!("401 for {key}")}]}}}});
     let server = answering(ok(&answer.to_string())).await;
-    match Kagent::new(config(&server)).unwrap().call(&call()).await {
+    match Kagent::new(config(&server)).unwrap().call(&call(), || true).await {
         Reply::Accepted { ended: Some(ended), .. } => assert_eq!(ended.answer, "401 for [redacted]"),
         other => panic!("{other:?}"),
     }
@@ -511,13 +511,13 @@ async fn a_token_file_is_read_for_every_call() {
         KagentConfig { credential: Credential::File(file.clone()), ..KagentConfig::new(server.uri()) };
     let kagent = Kagent::new(config).unwrap();
 
-    let reply = kagent.call(&call()).await;
+    let reply = kagent.call(&call(), || true).await;
     assert!(matches!(told(&reply), ("NotRun", error) if error.contains("cannot be read")), "{reply:?}");
     assert!(matches!(kagent.lookup(SESSION, "m").await, Lookup::Unavailable { .. }));
     assert!(matches!(kagent.follow(&agent(), TASK).await, Follow::Unavailable { .. }));
     for bad in ["", "\n", "two\nlines", "tab\u{0}"] {
         std::fs::write(&file, bad).unwrap();
-        let reply = kagent.call(&call()).await;
+        let reply = kagent.call(&call(), || true).await;
         assert_eq!(told(&reply).0, "NotRun", "{bad:?}");
         assert!(!told(&reply).1.contains("lines"), "{reply:?}");
     }
@@ -525,7 +525,7 @@ async fn a_token_file_is_read_for_every_call() {
 
     for token in ["one", "two"] {
         std::fs::write(&file, format!("{token}\n")).unwrap();
-        assert_eq!(told(&kagent.call(&call()).await).0, "Accepted");
+        assert_eq!(told(&kagent.call(&call(), || true).await).0, "Accepted");
         for request in server.received_requests().await.unwrap() {
             assert_eq!(request.headers["authorization"].to_str().unwrap(), format!("Bearer {token}"));
         }
@@ -743,7 +743,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 #[tokio::test]
 async fn once_sent_a_message_without_an_answer_is_of_unknown_outcome(#[case] misdeed: Misdeed) {
     let wild = Wild::after_the_session(misdeed).await;
-    let reply = impatient(&wild.base).call(&call()).await;
+    let reply = impatient(&wild.base).call(&call(), || true).await;
     assert_eq!(told(&reply).0, "Unknown", "{reply:?}");
     assert_eq!(wild.sent(), 1);
     // What the sockets' buffers take is all that such a server gets rid of.
@@ -766,7 +766,7 @@ async fn once_sent_a_message_without_an_answer_is_of_unknown_outcome(#[case] mis
 async fn while_the_session_is_opened_nothing_has_run(#[case] misdeed: Misdeed) {
     let wild = Wild::always(misdeed).await;
     let kagent = impatient(&wild.base);
-    let reply = kagent.call(&call()).await;
+    let reply = kagent.call(&call(), || true).await;
     assert_eq!(told(&reply).0, "NotRun", "{reply:?}");
     assert_eq!(wild.sent(), 0);
 
@@ -779,7 +779,7 @@ async fn while_the_session_is_opened_nothing_has_run(#[case] misdeed: Misdeed) {
 #[tokio::test]
 async fn a_refusal_counts_even_if_its_words_do_not_end() {
     let wild = Wild::after_the_session(Misdeed::EndlessRefusal).await;
-    let reply = impatient(&wild.base).call(&call()).await;
+    let reply = impatient(&wild.base).call(&call(), || true).await;
     assert_eq!(told(&reply).0, "NotRun", "{reply:?}");
     assert_eq!(wild.sent(), 1);
 }
@@ -808,7 +808,7 @@ async fn a_connection_closed_between_session_and_message_sends_one_message() {
     let kagent = kagent(&base);
     for round in 1..=30 {
         let before = count.load(Ordering::SeqCst);
-        let reply = kagent.call(&call()).await;
+        let reply = kagent.call(&call(), || true).await;
         let sent = count.load(Ordering::SeqCst) - before;
         // Either hyper has seen the end in time and connects anew, or the message went into a dead
         // connection: then nobody can say, and nothing is sent again.
@@ -835,7 +835,7 @@ async fn what_cannot_be_connected_to_has_run_nothing() {
     ] {
         let config = KagentConfig { connect_timeout: Duration::from_millis(500), ..KagentConfig::new(&base) };
         let kagent = Kagent::new(config).unwrap();
-        let reply = kagent.call(&call()).await;
+        let reply = kagent.call(&call(), || true).await;
         let (kind, error) = told(&reply);
         assert_eq!(kind, "NotRun", "{base}: {error}");
         // A resolver may be slow to say that there is no such name.
@@ -859,7 +859,7 @@ async fn a_server_gone_between_session_and_message_has_not_run_it() {
             format!("HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + body).as_bytes()).await.unwrap();
     });
-    let reply = kagent(&base).call(&call()).await;
+    let reply = kagent(&base).call(&call(), || true).await;
     assert!(matches!(told(&reply), ("NotRun", error) if error.contains(A2A)), "{reply:?}");
 }
 

@@ -29,7 +29,10 @@ use super::{
     rules::Rule,
     signal::{self, Cause, Nature, Occurrence, Signal},
 };
-use crate::hook::{ActiveEvent, Claim, EventType, Phase, Reason, Standing, StandingState};
+use crate::{
+    hook::{ActiveEvent, Claim, EventType, Phase, Reason, Standing, StandingState},
+    sabotage::{Safeguard, without},
+};
 
 /// All a step may look at besides the incident and the input.
 #[derive(Clone, Copy, Debug)]
@@ -416,6 +419,7 @@ fn called(entry: &mut ActiveEvent, claim: &Claim, reply: &Reply, scene: &Scene, 
         Reply::Accepted { .. } => {}
         Reply::NotRun { error, retry_after, .. } => not_run(entry, error, *retry_after, scene, effects),
         Reply::Permanent { error } => round_failed(entry, error, Duration::ZERO, scene, effects),
+        Reply::Unknown { error } if without(Safeguard::Lookup) => not_run(entry, error, None, scene, effects),
         Reply::Unknown { error } => {
             entry.next_attempt_at = Some(scene.now + scene.policy.lookup_grace);
             entry.last_error = Some(excerpt(error));
@@ -568,6 +572,9 @@ fn not_run(
     effects: &mut Effects,
 ) {
     let per_round = i32::try_from(scene.policy.attempts_per_round.max(1)).unwrap_or(i32::MAX);
+    if without(Safeguard::Retry) {
+        return resolve(entry, Reason::NotDelivered, error, scene.now, effects);
+    }
     // Whatever a server asks for, an incident is given up at its time.
     let asked = retry_after.unwrap_or_default().min(scene.policy.delivery_timeout);
     if entry.attempts % per_round == 0 {

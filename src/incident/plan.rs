@@ -20,7 +20,10 @@ use super::{
     signal::{self, Nature, Signal, everything_until},
     summary,
 };
-use crate::hook::{ActiveEvent, Claim, HookStatus, Phase, Reason, StandingState};
+use crate::{
+    hook::{ActiveEvent, Claim, HookStatus, Phase, Reason, StandingState},
+    sabotage::{Safeguard, without},
+};
 
 /// All a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -422,7 +425,7 @@ impl<'a> Work<'a> {
     }
 
     fn take_over(&mut self) {
-        if !self.inputs.capacity.may_claim {
+        if !self.inputs.capacity.may_claim || without(Safeguard::Takeover) {
             return;
         }
         let margin = self.inputs.policy.takeover_margin;
@@ -557,7 +560,7 @@ impl<'a> Work<'a> {
     // What has been admitted can grow: each is counted as what it can always be cut down to.
     fn fits(&self, entry: &ActiveEvent) -> bool {
         let policy = self.inputs.policy;
-        if self.entries.is_empty() {
+        if self.entries.is_empty() || without(Safeguard::Bound) {
             return true;
         }
         // Fewer places than agents of one kind of trouble would never let all of them hear of it.

@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::policy::Policy;
-use crate::hook::{EventType, StandingState};
+use crate::{
+    hook::{EventType, StandingState},
+    sabotage::{Safeguard, without},
+};
 
 /// What a source saw, ready to be folded into incidents.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +78,7 @@ impl Signal {
     /// Whether this is an occurrence that was already too old when khook first saw it.
     pub fn is_stale(&self, policy: &Policy) -> bool {
         match &self.nature {
+            Nature::Occurrence(_) if without(Safeguard::Staleness) => false,
             Nature::Occurrence(occurrence) => {
                 (self.observed_at - occurrence.at).to_std().is_ok_and(|age| age > policy.stale_after)
             }
