@@ -9,7 +9,10 @@ use kube::{Api, Client, ResourceExt, api::ListParams, runtime::watcher};
 use super::index::Kill;
 use crate::{
     hook::EventType,
-    incident::signal::{Cause, Nature, Occurrence, Signal},
+    incident::{
+        lifecycle::excerpt_of,
+        signal::{Cause, Nature, Occurrence, Signal},
+    },
 };
 
 /// Served by the apiserver, so that nothing else crosses the wire.
@@ -40,7 +43,7 @@ pub fn kill(event: &Event) -> Option<Kill> {
         return None;
     }
     Some(Kill {
-        name: (regarding.namespace.clone()?, regarding.name.clone()?),
+        name: (named(regarding.namespace.as_deref()?, 63)?, named(regarding.name.as_deref()?, 253)?),
         container: regarding.field_path.as_deref().and_then(container)?,
         at: last_seen(event)?,
     })
@@ -73,8 +76,8 @@ pub fn signal(event: &Event, now: DateTime<Utc>) -> Option<Signal> {
     let reason = event.reason.as_deref().unwrap_or_default();
     let note = event.note.as_deref().unwrap_or_default();
     let (event_type, cause) = classify(reason, note)?;
-    let pod = regarding.name.clone().filter(|name| !name.is_empty())?;
-    let namespace = regarding.namespace.clone().or_else(|| event.namespace())?;
+    let pod = named(regarding.name.as_deref()?, 253)?;
+    let namespace = named(regarding.namespace.as_ref().or(event.metadata.namespace.as_ref())?, 63)?;
     let at = last_seen(event).unwrap_or(now);
     let count =
         event.deprecated_count.into_iter().chain(event.series.as_ref().map(|series| series.count)).max();
@@ -83,11 +86,12 @@ pub fn signal(event: &Event, now: DateTime<Utc>) -> Option<Signal> {
         cause,
         namespace,
         pod,
-        uid: regarding.uid.clone().unwrap_or_default(),
+        uid: regarding.uid.as_deref().and_then(|uid| named(uid, 128)).unwrap_or_default(),
         container: regarding.field_path.as_deref().and_then(container),
-        event_name: event.name_any(),
-        reason: reason.to_owned(),
-        message: note.to_owned(),
+        event_name: excerpt_of(&event.name_any(), 253),
+        // A status keeps no more of them either.
+        reason: excerpt_of(reason, 128),
+        message: excerpt_of(note, 512),
         observed_at: now,
         nature: Nature::Occurrence(Occurrence {
             source: event.uid().unwrap_or_else(|| event.name_any()),
@@ -141,8 +145,14 @@ fn to_chrono(time: Timestamp) -> Option<DateTime<Utc>> {
 // `spec.containers{web}` names the container.
 fn container(field_path: &str) -> Option<String> {
     let (_, rest) = field_path.split_once('{')?;
-    let name = rest.strip_suffix('}')?;
-    (!name.is_empty()).then(|| name.to_owned())
+    named(rest.strip_suffix('}')?, 63)
+}
+
+// A name or UID that something in Kubernetes can have. The apiserver does not look at what an Event regards, and
+// whoever may create Events writes there what they like: a key with line breaks, a status of a megabyte.
+fn named(text: &str, longest: usize) -> Option<String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    ((1..=longest).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -230,6 +240,32 @@ mod tests {
         assert_eq!(at(&scheduler), "2026-01-01T11:45:00.654+00:00");
         let no_stamp_but_creation = event(|value| value["deprecatedLastTimestamp"] = json!(null));
         assert_eq!(at(&no_stamp_but_creation), "2026-01-01T11:00:00+00:00");
+    }
+
+    #[rstest]
+    #[case("name", json!("web-0\nkagent/other"))]
+    #[case("name", json!("w".repeat(254)))]
+    #[case("namespace", json!(""))]
+    #[case("namespace", json!("n".repeat(64)))]
+    fn what_no_pod_can_be_called_is_no_trouble_of_a_pod(
+        #[case] field: &str,
+        #[case] name: serde_json::Value,
+    ) {
+        assert_eq!(signal(&event(|value| value["regarding"][field] = name), now()), None);
+    }
+
+    #[test]
+    fn what_an_event_says_is_bounded() {
+        let told = signal(
+            &event(|value| {
+                value["note"] = json!("é".repeat(5000));
+                value["regarding"]["uid"] = json!("u".repeat(5000));
+                value["regarding"]["fieldPath"] = json!(format!("spec.containers{{{}}}", "c".repeat(5000)));
+            }),
+            now(),
+        )
+        .expect("trouble");
+        assert_eq!((told.message.len() <= 512, told.uid.as_str(), told.container), (true, "", None));
     }
 
     #[test]
