@@ -61,6 +61,7 @@ pub struct Status {
     /// Pending, Running, Succeeded, Failed or Unknown.
     pub phase: Option<String>,
     /// When kubelet took the pod.
+    #[serde(deserialize_with = "moment")]
     pub start_time: Option<DateTime<Utc>>,
     /// PodScheduled, Ready and others.
     pub conditions: Vec<Condition>,
@@ -85,6 +86,7 @@ pub struct Condition {
     #[serde(deserialize_with = "short")]
     pub message: Option<String>,
     /// Since when.
+    #[serde(deserialize_with = "moment")]
     pub last_transition_time: Option<DateTime<Utc>>,
 }
 
@@ -134,6 +136,7 @@ pub struct Waiting {
 #[serde(rename_all = "camelCase", default)]
 pub struct Running {
     /// Since when.
+    #[serde(deserialize_with = "moment")]
     pub started_at: Option<DateTime<Utc>>,
 }
 
@@ -149,8 +152,10 @@ pub struct Terminated {
     #[serde(deserialize_with = "short")]
     pub message: Option<String>,
     /// When that run began.
+    #[serde(deserialize_with = "moment")]
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
+    #[serde(deserialize_with = "moment")]
     pub finished_at: Option<DateTime<Utc>>,
 }
 
@@ -279,6 +284,11 @@ fn lean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
         owner_references: (!lean.owner_references.is_empty()).then_some(lean.owner_references),
         ..ObjectMeta::default()
     })
+}
+
+// With a year of four digits, as Kubernetes writes it: to one far out no span of time could be added.
+fn moment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    Ok(Option::<Time>::deserialize(deserializer)?.as_ref().and_then(to_chrono))
 }
 
 // A status keeps no more of such a text either.

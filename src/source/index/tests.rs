@@ -102,6 +102,21 @@ fn changed() -> Option<Report> {
 }
 
 #[test]
+fn a_year_that_kubernetes_does_not_know_is_refused_and_its_last_is_no_panic() {
+    let ended = |at: &str| {
+        let mut value = json!({"metadata": {"name": "web-0", "namespace": "shop", "uid": "one"}});
+        value["spec"] = json!({"containers": [{"name": "app"}]});
+        let state = json!({"terminated": {"reason": "Error", "exitCode": 1, "finishedAt": at}});
+        value["status"] = json!({"containerStatuses": [{"name": "app", "state": state}]});
+        serde_json::from_value::<Pod>(value)
+    };
+    assert!(ended("+262142-12-31T23:59:59Z").is_err());
+    for at in ["9999-12-30T00:00:00Z", "0000-01-01T00:00:00Z"] {
+        applied(&mut index(), ended(at).expect("a pod"), 0);
+    }
+}
+
+#[test]
 fn of_a_healthy_pod_nothing_is_kept_but_that_it_is_there() {
     let mut index = index();
     assert_eq!(listed(&mut index, vec![pod("one", |_| ())], 10), [None, None, Some(Report::Listed)]);
