@@ -806,6 +806,8 @@ fn adopt(inputs: &Inputs) -> Vec<ActiveEvent> {
             continue;
         }
         let key = Key::of(&entry);
+        // As it is already, unless somebody has copied an entry: two of one id would hear each other's outcomes.
+        entry.id = key.entry_id(inputs.hook_uid);
         if entry.session_id.is_none() {
             entry.session_id = Some(key.session_id(inputs.hook_uid, entry.first_seen));
         }

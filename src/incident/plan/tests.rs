@@ -306,6 +306,18 @@ fn what_an_editor_did_to_a_status_is_survived() {
     assert_eq!(bench.of_pod("web-1").status, Firing, "its outcome is awaited, by {end}");
 }
 
+#[test]
+fn a_copied_entry_hears_only_its_own_outcomes() {
+    let mut bench = restarts();
+    bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    let called = bench.outcome("web-0", reply_accepted("task"));
+    let copy =
+        ActiveEvent { resource_name: "web-1".into(), status: Pending, claim: None, ..bench.entry().clone() };
+    bench.status.active_events.insert(0, copy);
+    bench.turn(&[], &[called], at(1));
+    assert_eq!(bench.phases(), [("web-1", Firing, Calling), ("web-0", Notified, AgentCalled)]);
+}
+
 // ---- bounds
 
 #[test]
