@@ -220,8 +220,11 @@ impl Kagent {
             body: Some(body),
             timeout: self.config.api_timeout,
         };
-        let answer = self.exchange(&auth, exchange, self.config.max_body).await;
-        self.sent(&auth, &call.agent, answer)
+        match self.exchange(&auth, exchange, self.config.max_body).await {
+            Ok(answer) => answer.message(&auth, &call.agent),
+            Err(Broken { words, connected: false }) => not_run(words),
+            Err(Broken { words, connected: true }) => Reply::Unknown { error: words },
+        }
     }
 
     /// Whether the message is in the session, and how its task stands. Needs no agent.
@@ -238,34 +241,9 @@ impl Kagent {
             Ok(auth) => auth,
             Err(error) => return unavailable(error),
         };
-        let answer = match self.exchange(&auth, self.read(url), self.max_tasks()).await {
-            Ok(answer) => answer,
-            Err(broken) => return unavailable(broken.words),
-        };
-        if answer.route_missing() {
-            return Lookup::Unsupported { error: answer.words(&auth) };
-        }
-        if answer.is_no_such_record("session not found") {
-            return Lookup::Absent;
-        }
-        let tasks = match answer.data::<Vec<Task>>(&auth) {
-            Ok(tasks) => tasks.unwrap_or_default(),
-            Err(error) => return unavailable(error),
-        };
-        // A message sent twice by somebody else is two tasks; the one that has ended says more.
-        let ours = || tasks.iter().filter(|t| t.has_message(message_id));
-        match ours().find(|t| t.ended().is_some()).or_else(|| ours().next()) {
-            // A list that leaves the messages out cannot say that ours is not there.
-            None if !tasks.iter().all(Task::tells_messages) => {
-                unavailable(format!("{} lists a task without its messages", answer.place))
-            }
-            None => Lookup::Absent,
-            Some(task) if task.id.is_empty() => {
-                unavailable(format!("{} has our message in a task without an id", answer.place))
-            }
-            Some(task) => {
-                Lookup::Found { task_id: task.id.clone(), ended: task.ended().map(|e| auth.hide_in(e)) }
-            }
+        match self.exchange(&auth, self.read(url), self.max_tasks()).await {
+            Ok(answer) => answer.tasks(&auth, message_id),
+            Err(broken) => unavailable(broken.words),
         }
     }
 
@@ -287,28 +265,17 @@ impl Kagent {
         };
         match self.exchange(&auth, self.read(task_url), self.max_tasks()).await {
             Err(broken) => return unavailable(broken.words),
-            Ok(answer) if answer.route_missing() || answer.is_no_such_record("task not found") => {}
             Ok(answer) => {
-                return match answer.data::<Task>(&auth) {
-                    Ok(Some(task)) => stands(&auth, &task),
-                    Ok(None) => unavailable(format!("{} answered without a task", answer.place)),
-                    Err(error) => unavailable(error),
-                };
+                if let Some(follow) = answer.task(&auth) {
+                    return follow;
+                }
             }
         }
         let exchange =
             Exchange { method: Method::POST, body: Some(a2a::get_request(task_id)), ..self.read(agent_url) };
-        let answer = match self.exchange(&auth, exchange, self.max_tasks()).await {
-            Ok(answer) => answer,
-            Err(broken) => return unavailable(broken.words),
-        };
-        match answer.rpc::<Task>(&auth) {
-            Ok(Ok(task)) => stands(&auth, &task),
-            Ok(Err(error)) if error.code == RpcError::TASK_NOT_FOUND => {
-                Follow::Ended(Ended { state: EndState::Lost, answer: String::new() })
-            }
-            Ok(Err(error)) => unavailable(answer.rpc_words(&auth, &error)),
-            Err(error) => unavailable(error),
+        match self.exchange(&auth, exchange, self.max_tasks()).await {
+            Ok(answer) => answer.task_of_agent(&auth),
+            Err(broken) => unavailable(broken.words),
         }
     }
 
@@ -325,63 +292,7 @@ impl Kagent {
             .exchange(auth, exchange, self.config.max_body)
             .await
             .map_err(|broken| not_run(broken.words))?;
-        match answer.status {
-            // A login page of a gateway is a 200 as well: only kagent's JSON is a session.
-            StatusCode::OK | StatusCode::CREATED => match answer.data::<Value>(auth) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(not_run(error)),
-            },
-            _ => Err(answer.not_run(auth, "")),
-        }
-    }
-
-    /// What became of a message, by what came back for it; the rules are at [`Kagent::call`].
-    fn sent(&self, auth: &Auth, agent: &AgentName, answer: Result<Answer, Broken>) -> Reply {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(Broken { words, connected: false }) => return not_run(words),
-            Err(Broken { words, connected: true }) => return Reply::Unknown { error: words },
-        };
-        match answer.status.as_u16() {
-            200..=299 => self.accepted(auth, &answer),
-            413 | 414 | 431 => Reply::Permanent {
-                error: format!("{}; the message is too large, shorten the prompt", answer.words(auth)),
-            },
-            408 | 460 | 499 => Reply::Unknown { error: answer.words(auth) },
-            404 => answer.not_run(auth, &format!("; is there an Agent {agent}, and is it accepted?")),
-            300..=499 => answer.not_run(auth, ""),
-            _ => Reply::Unknown { error: answer.words(auth) },
-        }
-    }
-
-    /// What a 2xx for a message says.
-    fn accepted(&self, auth: &Auth, answer: &Answer) -> Reply {
-        let sent = match answer.rpc::<Sent>(auth) {
-            Ok(Ok(sent)) => sent,
-            Ok(Err(error)) if error.is_refusal() => {
-                let words = answer.rpc_words(auth, &error);
-                return Reply::NotRun { error: words, retry_after: answer.retry_after(), throttled: false };
-            }
-            Ok(Err(error)) => return Reply::Unknown { error: answer.rpc_words(auth, &error) },
-            Err(error) => return Reply::Unknown { error },
-        };
-        match sent {
-            Sent::Task(task) => {
-                let ended = task.ended().map(|e| auth.hide_in(e));
-                if task.id.is_empty() && ended.is_none() {
-                    // Accepted, but not to be followed: the lookup may know the task's id.
-                    return Reply::Unknown {
-                        error: format!("{} answered with a task without an id", answer.place),
-                    };
-                }
-                Reply::Accepted { task_id: Some(task.id).filter(|id| !id.is_empty()), ended }
-            }
-            Sent::Message(message) => {
-                let answer = message.agent_text().unwrap_or_default();
-                let ended = auth.hide_in(Ended { state: EndState::Completed, answer });
-                Reply::Accepted { task_id: None, ended: Some(ended) }
-            }
-        }
+        answer.session(auth)
     }
 
     /// Sends one request and reads what comes back.
@@ -529,6 +440,118 @@ struct Answer {
 }
 
 impl Answer {
+    /// Whether the session is open, or why nothing was sent.
+    fn session(&self, auth: &Auth) -> Result<(), Reply> {
+        match self.status {
+            // A login page of a gateway is a 200 as well: only kagent's JSON is a session.
+            StatusCode::OK | StatusCode::CREATED => match self.data::<Value>(auth) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(not_run(error)),
+            },
+            _ => Err(self.not_run(auth, "")),
+        }
+    }
+
+    /// What became of a message, by what came back for it; the rules are at [`Kagent::call`].
+    fn message(&self, auth: &Auth, agent: &AgentName) -> Reply {
+        match self.status.as_u16() {
+            200..=299 => self.accepted(auth),
+            413 | 414 | 431 => Reply::Permanent {
+                error: format!("{}; the message is too large, shorten the prompt", self.words(auth)),
+            },
+            408 | 460 | 499 => Reply::Unknown { error: self.words(auth) },
+            404 => self.not_run(auth, &format!("; is there an Agent {agent}, and is it accepted?")),
+            300..=499 => self.not_run(auth, ""),
+            _ => Reply::Unknown { error: self.words(auth) },
+        }
+    }
+
+    /// What a 2xx for a message says.
+    fn accepted(&self, auth: &Auth) -> Reply {
+        let sent = match self.rpc::<Sent>(auth) {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(error)) if error.is_refusal() => {
+                let words = self.rpc_words(auth, &error);
+                return Reply::NotRun { error: words, retry_after: self.retry_after(), throttled: false };
+            }
+            Ok(Err(error)) => return Reply::Unknown { error: self.rpc_words(auth, &error) },
+            Err(error) => return Reply::Unknown { error },
+        };
+        match sent {
+            Sent::Task(task) => {
+                let ended = task.ended().map(|e| auth.hide_in(e));
+                if task.id.is_empty() && ended.is_none() {
+                    // Accepted, but not to be followed: the lookup may know the task's id.
+                    return Reply::Unknown {
+                        error: format!("{} answered with a task without an id", self.place),
+                    };
+                }
+                Reply::Accepted { task_id: Some(task.id).filter(|id| !id.is_empty()), ended }
+            }
+            Sent::Message(message) => {
+                let answer = message.agent_text().unwrap_or_default();
+                let ended = auth.hide_in(Ended { state: EndState::Completed, answer });
+                Reply::Accepted { task_id: None, ended: Some(ended) }
+            }
+        }
+    }
+
+    /// Whether the message with this id is in the session whose tasks were asked for.
+    fn tasks(&self, auth: &Auth, message_id: &str) -> Lookup {
+        let unavailable = |error| Lookup::Unavailable { error };
+        if self.route_missing() {
+            return Lookup::Unsupported { error: self.words(auth) };
+        }
+        if self.is_no_such_record("session not found") {
+            return Lookup::Absent;
+        }
+        let tasks = match self.data::<Vec<Task>>(auth) {
+            Ok(tasks) => tasks.unwrap_or_default(),
+            Err(error) => return unavailable(error),
+        };
+        // A message sent twice by somebody else is two tasks; the one that has ended says more.
+        let ours = || tasks.iter().filter(|t| t.has_message(message_id));
+        match ours().find(|t| t.ended().is_some()).or_else(|| ours().next()) {
+            // A list that leaves the messages out cannot say that ours is not there.
+            None if !tasks.iter().all(Task::tells_messages) => {
+                unavailable(format!("{} lists a task without its messages", self.place))
+            }
+            None => Lookup::Absent,
+            Some(task) if task.id.is_empty() => {
+                unavailable(format!("{} has our message in a task without an id", self.place))
+            }
+            Some(task) => {
+                Lookup::Found { task_id: task.id.clone(), ended: task.ended().map(|e| auth.hide_in(e)) }
+            }
+        }
+    }
+
+    /// Where the task stands that kagent's REST was asked for; none where it does not know the task.
+    fn task(&self, auth: &Auth) -> Option<Follow> {
+        let unavailable = |error| Some(Follow::Unavailable { error });
+        if self.route_missing() || self.is_no_such_record("task not found") {
+            return None;
+        }
+        match self.data::<Task>(auth) {
+            Ok(Some(task)) => Some(stands(auth, &task)),
+            Ok(None) => unavailable(format!("{} answered without a task", self.place)),
+            Err(error) => unavailable(error),
+        }
+    }
+
+    /// Where the task stands that its agent was asked for.
+    fn task_of_agent(&self, auth: &Auth) -> Follow {
+        let unavailable = |error| Follow::Unavailable { error };
+        match self.rpc::<Task>(auth) {
+            Ok(Ok(task)) => stands(auth, &task),
+            Ok(Err(error)) if error.code == RpcError::TASK_NOT_FOUND => {
+                Follow::Ended(Ended { state: EndState::Lost, answer: String::new() })
+            }
+            Ok(Err(error)) => unavailable(self.rpc_words(auth, &error)),
+            Err(error) => unavailable(error),
+        }
+    }
+
     /// `data` of kagent's `{"error": false, "data": …, "message": …}`; none where it is null or,
     /// as Go writes an empty list in some versions, not there.
     ///
@@ -677,6 +700,53 @@ impl Answer {
             None if self.body.trim_ascii().is_empty() => "(nothing)".to_owned(),
             None => auth.quote(&String::from_utf8_lossy(&self.body)),
         }
+    }
+}
+
+/// An answer that came over no network, judged as [`Kagent`] judges those that did: for fuzzing.
+pub struct MadeUp {
+    answer: Answer,
+    auth: Auth,
+}
+
+impl MadeUp {
+    /// An answer to a call that carried this token; none where HTTP has no such status, or no such token.
+    pub fn new(status: u16, headers: HeaderMap, body: Vec<u8>, key: &str) -> Option<Self> {
+        let place = "POST http://kagent/".to_owned();
+        let status = StatusCode::from_u16(status).ok()?;
+        Some(Self {
+            answer: Answer { place, status, headers, body, cut: None },
+            auth: Auth::bearer(key).ok()?,
+        })
+    }
+
+    /// As the answer to the opening of a session: whether it is open.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing was sent.
+    pub fn session(&self) -> Result<(), Reply> {
+        self.answer.session(&self.auth)
+    }
+
+    /// As the answer to `message/send`.
+    pub fn message(&self, agent: &AgentName) -> Reply {
+        self.answer.message(&self.auth, agent)
+    }
+
+    /// As the tasks of a session in which this message is looked for.
+    pub fn tasks(&self, message_id: &str) -> Lookup {
+        self.answer.tasks(&self.auth, message_id)
+    }
+
+    /// As a task from kagent's REST; none where the agent is to be asked.
+    pub fn task(&self) -> Option<Follow> {
+        self.answer.task(&self.auth)
+    }
+
+    /// As the answer to `tasks/get`.
+    pub fn task_of_agent(&self) -> Follow {
+        self.answer.task_of_agent(&self.auth)
     }
 }
 
