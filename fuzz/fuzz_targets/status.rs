@@ -1,0 +1,3 @@
+//! The target `status` for libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::status(data));
