@@ -100,8 +100,8 @@ pub struct ContainerStatus {
     pub ready: bool,
     /// Whether its startup probe has succeeded, or it has none and runs.
     pub started: Option<bool>,
-    /// How often it has been started again.
-    pub restart_count: i64,
+    /// How often it has been started again: as wide as in Kubernetes, so that it can be counted on and added up.
+    pub restart_count: i32,
     /// Now.
     pub state: State,
     /// Of the run before.
@@ -234,10 +234,11 @@ impl ContainerStatus {
     /// How the newest run that has ended did so, and how many have ended up to it.
     pub fn newest_end(&self) -> Option<(&Terminated, i64)> {
         // The count goes up when a container is started again, not when it ends.
+        let restarts = i64::from(self.restart_count);
         match (&self.state.terminated, &self.last_state.terminated) {
-            (Some(ended), _) => Some((ended, self.restart_count + 1)),
-            (None, Some(ended)) if self.state.running.is_some() => Some((ended, self.restart_count)),
-            (None, Some(ended)) => Some((ended, self.restart_count + 1)),
+            (Some(ended), _) => Some((ended, restarts + 1)),
+            (None, Some(ended)) if self.state.running.is_some() => Some((ended, restarts)),
+            (None, Some(ended)) => Some((ended, restarts + 1)),
             (None, None) => None,
         }
     }

@@ -102,17 +102,19 @@ fn changed() -> Option<Report> {
 }
 
 #[test]
-fn a_year_that_kubernetes_does_not_know_is_refused_and_its_last_is_no_panic() {
-    let ended = |at: &str| {
+fn numbers_that_kubernetes_does_not_know_are_refused_and_its_largest_are_no_panic() {
+    let ended = |at: &str, restarts: i64| {
         let mut value = json!({"metadata": {"name": "web-0", "namespace": "shop", "uid": "one"}});
         value["spec"] = json!({"containers": [{"name": "app"}]});
         let state = json!({"terminated": {"reason": "Error", "exitCode": 1, "finishedAt": at}});
-        value["status"] = json!({"containerStatuses": [{"name": "app", "state": state}]});
+        value["status"] =
+            json!({"containerStatuses": [{"name": "app", "restartCount": restarts, "state": state}]});
         serde_json::from_value::<Pod>(value)
     };
-    assert!(ended("+262142-12-31T23:59:59Z").is_err());
+    assert!(ended("+262142-12-31T23:59:59Z", 0).is_err());
+    assert!(ended("2026-01-01T00:00:00Z", i64::MAX).is_err());
     for at in ["9999-12-30T00:00:00Z", "0000-01-01T00:00:00Z"] {
-        applied(&mut index(), ended(at).expect("a pod"), 0);
+        applied(&mut index(), ended(at, i32::MAX.into()).expect("a pod"), 0);
     }
 }
 
