@@ -49,6 +49,11 @@ pub fn prompt(data: &[u8]) {
         is_fenced(&written, &rendered.text);
     }
 
+    // A field that no event has stays as it was written.
+    let word: String = prompt.chars().filter(char::is_ascii_alphanumeric).take(20).collect();
+    let unknown = format!("{{{{ .Un{word} }}}} {{{{- .Un{word}}}}}");
+    assert_eq!(render(&unknown, &context).text, unknown.replace(" {{-", "{{-"));
+
     // What stands in an event is never read as a template, least of all a template.
     let context = EventContext { message: prompt.to_owned(), ..context };
     let clean = message("", &context, None).metadata["eventMessage"].as_str().unwrap_or_default().to_owned();
