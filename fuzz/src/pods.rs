@@ -104,14 +104,17 @@ impl World {
 
     fn hear(&mut self, object: &Value) {
         let Ok(event) = Event::deserialize(object) else { return };
-        let known = self.index.len();
+        let (known, _) = self.index.len();
         if let Some(kill) = events::kill(&event) {
             self.index.killed(kill, self.now);
         }
         if let Some(signal) = events::signal(&event, self.now) {
             match self.index.worth(&signal) {
                 Worth::Words => {
-                    self.index.quote(&signal, self.now);
+                    if let Some(Report::Fetch(name)) = self.index.quote(&signal, self.now) {
+                        let pod = self.pods.get(&name).cloned();
+                        pod.and_then(|pod| self.index.see(pod, self.now));
+                    }
                 }
                 Worth::Nothing => assert!(!signal.uid.is_empty()),
                 Worth::Everything => {
@@ -119,7 +122,7 @@ impl World {
                 }
             }
         }
-        assert_eq!(self.index.len(), known, "an Event is no pod");
+        assert_eq!(self.index.len().0, known, "an Event is no pod");
     }
 
     fn apply(&mut self, pod: Pod) {
