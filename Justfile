@@ -28,9 +28,9 @@ e2e *args:
 soak *args:
     cargo test --package e2e {{args}} -- --ignored
 
-# a target of fuzz/ with libFuzzer, until it finds something; needs cargo-fuzz and a nightly toolchain
+# a target of fuzz/ with libFuzzer, until it finds something; needs cargo-fuzz
 fuzz target *args:
-    mkdir -p target/fuzz/{{target}} && CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_STRIP=none cargo +nightly fuzz run --features libfuzzer --sanitizer none {{target}} target/fuzz/{{target}} fuzz/corpus/{{target}} -- {{args}}
+    mkdir -p target/fuzz/{{target}} && CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_STRIP=none cargo fuzz run --features libfuzzer --sanitizer none {{target}} target/fuzz/{{target}} fuzz/corpus/{{target}} -- {{args}}
 
 # khook's small build, measured: event to call, writes, CPU, memory
 bench *args:

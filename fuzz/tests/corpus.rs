@@ -37,7 +37,7 @@ fn prompt() {
 
 #[test]
 fn status() {
-    holds("status", 300);
+    holds("status", 200);
 }
 
 #[test]
