@@ -199,10 +199,11 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
         Input::TaskEnded(task_id, ended) => task_ended(entry, task_id, ended, effects),
         Input::Orphaned(claim) => match entry.status {
             Phase::Firing => {
-                // A message sent just before the end must have had the time to arrive.
-                let sent = entry.claim.as_ref().map_or(scene.now, |old| old.at) + scene.policy.lookup_grace;
+                // The message may have been sent until the claim ended, and needs its time to arrive.
+                let sent = entry.claim.as_ref().map_or(scene.now, |old| old.at + old.duration());
+                let arrived = sent + scene.policy.lookup_grace;
                 entry.claim = Some(claim.clone());
-                entry.next_attempt_at = Some(sent.clamp(scene.now, scene.now + scene.policy.lookup_grace));
+                entry.next_attempt_at = Some(arrived.clamp(scene.now, scene.now + scene.policy.lookup_grace));
                 because(
                     entry,
                     Reason::CheckingSession,

@@ -805,6 +805,19 @@ fn a_foreign_claim_is_taken_over_only_after_its_time_and_looked_up_first() {
 }
 
 #[test]
+fn a_message_sent_just_before_a_crash_has_its_time_to_arrive_before_it_is_looked_up() {
+    let mut bench = restarts();
+    bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    let old = bench.entry().claim.clone().expect("a claim");
+    bench.process = "p2";
+    // An earlier process of the same pod: it is surely dead, but may have sent until a moment ago.
+    bench.unmoved.insert(old, Duration::MAX);
+    assert_eq!(bench.turn(&[], &[], at(60)).next_wake, Some(at(65)));
+    let begun = |now| activities(&bench.status, &bench.claims(), now).count();
+    assert_eq!((begun(at_ms(64_999)), begun(at(65))), (0, 1));
+}
+
+#[test]
 fn a_claim_without_a_process_and_an_own_one_that_is_lost_are_looked_up() {
     let mut bench = restarts();
     bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
