@@ -868,6 +868,8 @@ fn bring_into_range(entry: &mut ActiveEvent, now: DateTime<Utc>) {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod snapshots;
