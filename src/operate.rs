@@ -138,7 +138,10 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
     })
     .applied_objects()
     // Our own status writes come back through the watch: not a reason to look again.
-    .predicate_filter(predicates::generation, Default::default());
+    .predicate_filter(predicates::generation, Default::default())
+    // The watch tells of its errors and waits by itself. The Controller would hold up every Hook for as long:
+    // what came of a call could not be written while only the watch is in trouble.
+    .filter(|item| future::ready(item.is_ok()));
 
     let (drained, end) = oneshot::channel::<()>();
     let beating = health.clone();
@@ -158,7 +161,7 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         .run(reconcile::reconcile, |_, error, _| match *error {}, context.clone())
         .for_each(|result| async {
             if let Err(error) = result {
-                // Errors of the watch are told by the watch; a Hook deleted meanwhile is no error.
+                // A Hook deleted meanwhile is no error.
                 debug!(%error, "no reconcile");
             }
         });
