@@ -143,9 +143,7 @@ impl Election {
                 self.until = None;
                 match &self.other {
                     Some((seen, since))
-                        if seen == spec
-                            && now >= *since + self.term(spec)
-                            && !without(Safeguard::Lease) =>
+                        if seen == spec && now >= *since + self.term(spec) && !without(Safeguard::Lease) =>
                     {
                         Step::Take
                     }

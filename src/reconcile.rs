@@ -163,6 +163,8 @@ struct Mind {
     heard: Option<(u64, Option<i64>)>,
     /// The same, and the list of pods with which the status was compared.
     compared: Option<(u64, Option<i64>, u64)>,
+    /// The Hook as it was after our last write.
+    last: Option<Arc<Hook>>,
     next_sequence: i64,
     begun: BTreeSet<i64>,
     busy: BTreeSet<i64>,
@@ -478,6 +480,10 @@ impl Context {
                 Action::await_change()
             });
         }
+        if mind.heard.is_some_and(|(term, _)| term != self.term.load(Ordering::SeqCst)) {
+            // Others have written in between.
+            mind.last = None;
+        }
         let Some(mut hook) = self.observe(cached, &room, mind).await? else {
             self.forget(cached);
             return Ok(Action::await_change());
@@ -486,6 +492,8 @@ impl Context {
             return Ok(Action::await_change());
         }
         let rules = mind.rules(&hook, &self.policy);
+        // A claim whose acknowledgement was lost comes first: it takes up slots that would be claimed again.
+        self.begin(&hook, &rules, &room, mind, HashMap::new(), leading);
         let mut wake: Option<Duration> = None;
         if leading {
             if !self.hear_recent(&hook, &rules, &room, mind).await {
@@ -516,11 +524,13 @@ impl Context {
         }
 
         self.begin(&hook, &rules, &room, mind, slots, leading);
+        if without(Safeguard::Rest) {
+            wake = Some(self.pace.retry);
+        }
         let timer = plan.next_wake.map(|at| (at - now()).to_std().unwrap_or_default());
         Ok(match timer.into_iter().chain(wake).min() {
             // A timer that is over already and changed nothing must not spin.
             Some(wait) => Action::requeue(wait.max(Duration::from_millis(20))),
-            None if without(Safeguard::Rest) => Action::requeue(self.pace.retry),
             None => Action::await_change(),
         })
     }
@@ -540,10 +550,14 @@ impl Context {
             let Some(found) = found.filter(|found| found.uid() == cached.uid()) else { return Ok(None) };
             mind.read_back = false;
             if let Some(Unconfirmed { plan, taken }) = mind.unconfirmed.take()
-                && found.status.as_ref() == Some(&plan.status)
+                && found.status.as_ref().is_some_and(|stored| is_left_of(stored, &plan.status))
             {
                 // It had committed: only its acknowledgement was lost.
                 self.committed(&plan, &taken, room, mind);
+                let mut written = Hook { status: Some(plan.status.clone()), ..found.clone() };
+                // Of no version: somebody may have taken incidents out of it meanwhile.
+                written.metadata.resource_version = None;
+                mind.last = Some(Arc::new(written));
             }
             mind.newest = Some(Arc::new(found));
         }
@@ -551,7 +565,8 @@ impl Context {
         if mind.newest.as_deref().is_some_and(|own| version(own) <= version(cached)) {
             mind.newest = None;
         }
-        Ok(Some(mind.newest.clone().unwrap_or_else(|| cached.clone())))
+        let newest = mind.newest.clone().unwrap_or_else(|| cached.clone());
+        Ok(Some(mind.put_back(newest, &room.name)))
     }
 
     /// A Hook, or a spec, that is new to this process hears what happened before. Returns false if that
@@ -727,6 +742,7 @@ impl Context {
                 self.committed(&plan, &taken, room, mind);
                 let hook = Arc::new(*hook);
                 mind.newest = Some(hook.clone());
+                mind.last = Some(hook.clone());
                 mind.failures = 0;
                 Ok(hook)
             }
@@ -875,7 +891,8 @@ impl Context {
                 let error = "this process stood still until its claim was over".into();
                 Reply::NotRun { error, retry_after: None, throttled: true }
             } else {
-                let wanted = || context.wants(&hook, &entry);
+                let in_time = || (now() - claim.at).to_std().map_or(true, |age| age < limit);
+                let wanted = || in_time() && context.wants(&hook, &entry);
                 let call = tokio::time::timeout(limit, context.kagent.call(&call, wanted));
                 // A panic must not leave the incident firing for ever.
                 match AssertUnwindSafe(call).catch_unwind().await {
@@ -1073,6 +1090,52 @@ impl Room {
 }
 
 impl Mind {
+    /// The same Hook with the incidents that somebody else took out of its status since our last write: to
+    /// forget them would be to lose them, or to call about them once more.
+    fn put_back(&mut self, hook: Arc<Hook>, name: &str) -> Arc<Hook> {
+        let Some(last) = &self.last else { return hook };
+        if version(last) == version(&hook) {
+            // The cache's own copy, so that there is one.
+            self.last = Some(hook.clone());
+            return hook;
+        }
+        let ours = last.status.as_ref();
+        let written = |status: Option<&HookStatus>| status.and_then(|status| status.last_updated);
+        if last.uid() != hook.uid()
+            || written(hook.status.as_ref()).is_some_and(|at| Some(at) != written(ours))
+        {
+            // Another replica says when it writes, and knows what it does: what this one knew is old.
+            self.last = None;
+            return hook;
+        }
+        let present: HashSet<&str> = hook
+            .status
+            .iter()
+            .flat_map(|status| &status.active_events)
+            .map(|entry| entry.id.as_str())
+            .collect();
+        let missing: Vec<ActiveEvent> = ours
+            .into_iter()
+            .flat_map(|status| &status.active_events)
+            .filter(|entry| !present.contains(entry.id.as_str()))
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            return hook;
+        }
+        warn!(
+            hook = name,
+            missing = missing.len(),
+            "somebody else took incidents out of the status: they are put back"
+        );
+        let mut hook = hook.as_ref().clone();
+        let status = hook.status.get_or_insert_default();
+        status.active_events.extend(missing);
+        // Never as it will be planned: so it is written, even if nothing else happens.
+        status.message = None;
+        Arc::new(hook)
+    }
+
     fn rules(&mut self, hook: &Hook, policy: &Policy) -> Arc<Rules> {
         let generation = hook.metadata.generation;
         match &self.rules {
@@ -1115,6 +1178,14 @@ fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str)
         text: message.text,
         metadata: message.metadata,
     }
+}
+
+/// Whether a status is what was written, or what another writer has left of it.
+fn is_left_of(stored: &HookStatus, written: &HookStatus) -> bool {
+    stored == written
+        || stored.last_updated.is_some()
+            && stored.last_updated == written.last_updated
+            && stored.active_events.iter().all(|entry| written.active_events.contains(entry))
 }
 
 /// A Hook as people write it: `namespace/name`.

@@ -83,7 +83,7 @@ impl fmt::Debug for Credential {
 
 /// What becomes of a call that is not wanted any more: nothing was sent, and it is nobody's fault.
 pub fn unwanted() -> Reply {
-    let error = "the Hook does not want this call any more".into();
+    let error = "this call is not wanted any more, or its time is over".into();
     Reply::NotRun { error, retry_after: None, throttled: true }
 }
 

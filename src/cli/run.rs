@@ -58,6 +58,9 @@ async fn run(settings: Settings) -> Result<(), Error> {
     let written: Vec<_> = settings.effective().map(|(name, value)| format!("{name}={value}")).collect();
     let process = Uuid::new_v4();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %process, settings = written.join(" "), "khook starts");
+    if cfg!(feature = "sabotage") {
+        tracing::warn!("this build is for tests: its environment can take safeguards out of it");
+    }
     let mut signals = Signals::new()?;
     // An error says that one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
