@@ -24,6 +24,10 @@ crds:
 e2e *args:
     cargo e2e --provider kind {{args}}
 
+# everything around khook breaks, one thing at a time and several at once; goes on where it was stopped
+faults *args:
+    cargo run --package e2e --features sabotage --bin e2e -- faults {{args}}
+
 # the tests that take minutes: watches closed every half minute
 soak *args:
     cargo test --package e2e {{args}} -- --ignored

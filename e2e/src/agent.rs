@@ -222,6 +222,11 @@ impl Agent {
         released
     }
 
+    /// Forgets every task, as a server does that keeps them in memory and was restarted.
+    pub fn forget(&self) {
+        self.inner.book().tasks.clear();
+    }
+
     /// All messages received, in order.
     pub fn messages(&self) -> Vec<Message> {
         self.inner.book().messages.clone()

@@ -49,6 +49,8 @@ pub struct ControlPlane {
     port: u16,
     token: String,
     etcd: Mutex<Process>,
+    etcd_spec: Spec,
+    etcd_url: String,
     // Last: the folder goes after those who write into it.
     scratch: Scratch,
 }
@@ -219,6 +221,32 @@ impl ControlPlane {
         self.start_apiserver().await
     }
 
+    /// Kills etcd and starts it again with the same data; waits until the apiserver is ready again.
+    pub async fn restart_etcd(&self) -> Result<()> {
+        {
+            let mut etcd = self.etcd.lock().unwrap_or_else(PoisonError::into_inner);
+            etcd.kill()?;
+            *etcd = Process::spawn(&self.etcd_spec)?;
+        }
+        eventually("the apiserver with its etcd", START, async || self.ready().await).await
+    }
+
+    /// Has etcd forget all old versions now, as it does every five minutes: a watch that wants to go on from
+    /// one has to begin anew.
+    pub async fn compact(&self) -> Result<()> {
+        let etcd = |path: &str, body: serde_json::Value| {
+            let url = format!("{}/v3/{path}", self.etcd_url);
+            async move {
+                let answer = crate::http_client()?.post(url).body(body.to_string()).send().await?;
+                Ok::<serde_json::Value, anyhow::Error>(answer.error_for_status()?.json().await?)
+            }
+        };
+        let status = etcd("maintenance/status", json!({})).await.context("etcd's status")?;
+        let revision = status["header"]["revision"].clone();
+        etcd("kv/compaction", json!({"revision": revision, "physical": true})).await.context("compaction")?;
+        Ok(())
+    }
+
     /// Stops kube-apiserver where it stands: connections stay open and silent, as behind a dead router.
     pub fn pause_apiserver(&self) -> Result<()> {
         self.signal_apiserver(Signal::STOP)
@@ -276,7 +304,8 @@ impl ControlPlane {
             // Its controller is not here, and without it no pod could be created.
             false => apiserver_spec.args(["--disable-admission-plugins", "ServiceAccount"]),
         };
-        let etcd = Mutex::new(Process::spawn(&etcd)?);
+        let etcd_spec = etcd;
+        let etcd = Mutex::new(Process::spawn(&etcd_spec)?);
         let mut control_plane = Self {
             controllers: Vec::new(),
             apiserver: Mutex::new(None),
@@ -284,6 +313,8 @@ impl ControlPlane {
             port,
             token,
             etcd,
+            etcd_spec,
+            etcd_url: client_url,
             scratch,
         };
         control_plane.write_kubeconfig(&control_plane.kubeconfig(), "admin", &control_plane.token)?;
@@ -369,7 +400,8 @@ pub async fn client_of(kubeconfig: &Path) -> Result<Client> {
     Client::try_from(config_of(kubeconfig).await?).context("making a client")
 }
 
-async fn config_of(kubeconfig: &Path) -> Result<Config> {
+/// The configuration of a client with the rights of this kubeconfig.
+pub async fn config_of(kubeconfig: &Path) -> Result<Config> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig).context("reading the kubeconfig")?;
     let options = KubeConfigOptions::default();
     Config::from_custom_kubeconfig(kubeconfig, &options).await.context("making a client configuration")

@@ -11,10 +11,12 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::agent::{Agent, Behaviour};
 use e2e::control_plane::{ControlPlane, Options};
+use e2e::faults::{self, matrix::Wanted, point::Point};
 use e2e::node::{self, Node};
 use e2e::process;
 use e2e::provider::{Images, Kind, write_image};
 use e2e::suite;
+use khook::sabotage::Safeguard;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod bench;
@@ -69,6 +71,35 @@ enum Command {
         record: Option<PathBuf>,
         /// Only scenarios whose name holds one of these
         only: Vec<String>,
+    },
+    /// Break everything around khook, one thing at a time and several at once, and check what it promises
+    Faults {
+        /// Faults to combine in one run, as in status:3:lose-answer; the whole catalog where none is given
+        #[arg(long)]
+        point: Vec<Point>,
+        /// Runs with several faults, for each scenario
+        #[arg(long, default_value_t = 20)]
+        seeds: u64,
+        /// Only every so many of the single faults
+        #[arg(long, default_value_t = 1)]
+        every: usize,
+        /// Runs at a time
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100))]
+        parallel: u16,
+        /// Minutes after which no new run begins
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// The folder of results: the same folder goes on where it was
+        #[arg(long, default_value = "target/faults")]
+        folder: PathBuf,
+        /// Take this safeguard out of khook (needs the feature sabotage)
+        #[arg(long)]
+        without: Option<String>,
+        /// Only check this record of a run
+        #[arg(long, conflicts_with_all = ["point", "without"])]
+        check: Option<PathBuf>,
+        /// Only these scenarios
+        scenarios: Vec<String>,
     },
     /// Write khook's image to a file that `docker load` and `kind load image-archive` read
     Image {
@@ -145,7 +176,45 @@ fn run(command: Command) -> Result<ExitCode> {
             // It listens for signals itself: a cluster that is not ours is cleaned up before the end.
             let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
             let good = runtime.block_on(suite::run(options))?;
-            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(good))
+        }
+        Command::Faults { check: Some(file), .. } => {
+            Ok(code(faults::matrix::check_file(&faults::record::load(&file)?)))
+        }
+        Command::Faults {
+            point,
+            seeds,
+            every,
+            parallel,
+            minutes,
+            folder,
+            without,
+            scenarios,
+            check: None,
+        } => {
+            let safeguard = |name: String| {
+                let found = Safeguard::ALL.into_iter().find(|safeguard| safeguard.as_str() == name);
+                let all = Safeguard::ALL.map(Safeguard::as_str).join(", ");
+                found.with_context(|| format!("there is no safeguard \"{name}\"; there are {all}"))
+            };
+            let without = without.map(safeguard).transpose()?;
+            anyhow::ensure!(
+                cfg!(feature = "sabotage"),
+                "fault runs need a build for them: cargo run --package e2e --features sabotage --bin e2e -- faults"
+            );
+            let budget = Duration::from_secs(60 * minutes);
+            let parallel = usize::from(parallel);
+            let wanted = Wanted { scenarios, points: point, seeds, every, parallel, budget, folder, without };
+            let mut good = false;
+            let ended = until_interrupted(async {
+                good = faults::matrix::run(wanted).await?;
+                Ok(())
+            })?;
+            if ended != ExitCode::SUCCESS {
+                eprintln!("e2e: stopped; the same command goes on where it was");
+                return Ok(ended);
+            }
+            Ok(code(good))
         }
         Command::Image { file } => write_image(&file).map(|()| ExitCode::SUCCESS),
         Command::Agent { port, address, delay } => until_interrupted(async move {
@@ -182,6 +251,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Supervise { command, .. } => process::supervise(&command).map(ExitCode::from),
     }
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs to the end, or until Ctrl-C or SIGTERM; what the work holds is dropped, and so cleaned up.

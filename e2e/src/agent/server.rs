@@ -2,11 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -19,13 +15,13 @@ use chrono::{SecondsFormat, Utc};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::book::{InFlight, Inner, python_name};
 use super::{Fault, Message, SessionCall, Wire};
+use crate::line::{Line, Wired};
 
 const DEFAULT_USER: &str = "admin@kagent.dev";
 
@@ -42,7 +38,7 @@ pub(super) async fn serve(listener: TcpListener, inner: Arc<Inner>) {
         stream.set_nodelay(true).ok();
         let line = Line::default();
         let service = TowerToHyperService::new(router.clone().layer(Extension(line.clone())));
-        let io = TokioIo::new(Wired { stream, line });
+        let io = TokioIo::new(Wired::new(stream, line));
         connections.spawn(async move {
             // A client that goes away is no error here.
             hyper::server::conn::http1::Builder::new().serve_connection(io, service).await.ok();
@@ -398,8 +394,8 @@ impl Fault {
         let mut response = match self.wire {
             Wire::Status(status, body) => text_response(status, "application/json", body),
             Wire::Rpc(code, words) => rpc_error(rpc_id.unwrap_or(&Value::Null), code, &words),
-            Wire::Reset => line.cut(RESET),
-            Wire::Close => line.cut(CLOSE),
+            Wire::Reset => line.reset(),
+            Wire::Close => line.close(),
             Wire::Hang => std::future::pending().await,
             Wire::Body(body) => text_response(200, "application/json", body),
             Wire::Huge(bytes) => {
@@ -417,74 +413,6 @@ impl Fault {
             }
         }
         response
-    }
-}
-
-const OPEN: u8 = 0;
-const CLOSE: u8 = 1;
-const RESET: u8 = 2;
-
-/// How a handler cuts the connection its request came on.
-#[derive(Clone, Debug, Default)]
-struct Line(Arc<AtomicU8>);
-
-impl Line {
-    fn cut(&self, how: u8) -> Response {
-        self.0.store(how, Ordering::Release);
-        // hyper will try to write this, and that write fails.
-        StatusCode::OK.into_response()
-    }
-
-    fn is_cut(&self) -> bool {
-        self.0.load(Ordering::Acquire) != OPEN
-    }
-}
-
-/// A connection that can be cut: no byte is written after that, and a reset is an RST.
-struct Wired {
-    stream: TcpStream,
-    line: Line,
-}
-
-impl Drop for Wired {
-    fn drop(&mut self) {
-        if self.line.0.load(Ordering::Acquire) == RESET {
-            self.stream.set_zero_linger().ok();
-        }
-    }
-}
-
-impl AsyncRead for Wired {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut TaskContext<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Wired {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut TaskContext<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.line.is_cut() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        if self.line.is_cut() {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
