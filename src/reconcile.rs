@@ -484,6 +484,7 @@ impl Context {
             // Others have written in between.
             mind.last = None;
         }
+        let read_back = mind.read_back;
         let Some(mut hook) = self.observe(cached, &room, mind).await? else {
             self.forget(cached);
             return Ok(Action::await_change());
@@ -493,7 +494,9 @@ impl Context {
         }
         let rules = mind.rules(&hook, &self.policy);
         // A claim whose acknowledgement was lost comes first: it takes up slots that would be claimed again.
-        self.begin(&hook, &rules, &room, mind, HashMap::new(), leading);
+        if read_back {
+            self.begin(&hook, &rules, &room, mind, HashMap::new(), leading);
+        }
         let mut wake: Option<Duration> = None;
         if leading {
             if !self.hear_recent(&hook, &rules, &room, mind).await {

@@ -218,3 +218,29 @@ impl Bench {
 pub fn outcome_of(entry: &ActiveEvent, news: News) -> Outcome {
     Outcome { entry: entry.id.clone(), session_id: entry.session_id.clone().expect("a session"), news }
 }
+
+/// Whether an incident goes from one status to the next as the state machine has it: (firstSeen, window, attempts,
+/// phase) only forward, but for what the table names, and no repeat before its window is over.
+pub fn moves_forward(
+    before: &ActiveEvent,
+    after: &ActiveEvent,
+    now: DateTime<Utc>,
+    policy: &Policy,
+) -> Result<(), &'static str> {
+    if after.first_seen == before.first_seen
+        && after.window > before.window
+        && before.last_notified_at.is_some_and(|at| now < at + policy.repeat_interval)
+    {
+        return Err("a repeat inside the window");
+    }
+    let place = |entry: &ActiveEvent| (entry.first_seen, entry.window, entry.attempts, entry.status);
+    let same = (before.first_seen, before.window, before.attempts)
+        == (after.first_seen, after.window, after.attempts);
+    let named = match (before.status, after.status) {
+        (Phase::Resolved, Phase::Notified) => after.reason == Some(Reason::Reopened) && after.owed,
+        // An attempt that did not run.
+        (Phase::Firing, Phase::Pending) => true,
+        _ => false,
+    };
+    if place(after) >= place(before) || same && named { Ok(()) } else { Err("backwards") }
+}

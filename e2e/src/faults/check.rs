@@ -85,6 +85,12 @@ struct Answered {
     shows: Vec<String>,
 }
 
+impl Answered {
+    fn is_success(&self) -> bool {
+        self.code.is_some_and(|code| code < 300)
+    }
+}
+
 struct Asking<'a> {
     number: u64,
     at: Duration,
@@ -260,10 +266,10 @@ impl<'a> Case<'a> {
         }
         for ((session, message), sent) in &windows {
             for (index, later) in sent.iter().enumerate().skip(1) {
-                let earlier = &sent[..index];
-                let ran_before = earlier.iter().any(|sent| sent.answer.is_some_and(|answer| answer.ran));
+                let ran_before =
+                    sent[..index].iter().any(|sent| sent.answer.is_some_and(|answer| answer.ran));
                 let runs_again = ran_before && later.answer.is_some_and(|answer| answer.ran);
-                match self.excuse(session, message, earlier, later) {
+                match self.excuse(session, message, &sent[index - 1], later) {
                     Ok(cause) if runs_again => *extra.entry(cause).or_default() += 1,
                     Ok(_) => {}
                     Err(why) => violations
@@ -296,7 +302,7 @@ impl<'a> Case<'a> {
     /// ended, or was not the only one. The latest first.
     fn losses(&self) -> Vec<Duration> {
         let mut wiped = false;
-        let lost = |line: &Line| match line.what {
+        let mut lost = |line: &Line| match line.what {
             What::Wrote { deed: Deed::Wipe, .. } => {
                 wiped = true;
                 self.terms.replicas.len() > 1
@@ -304,7 +310,6 @@ impl<'a> Case<'a> {
             What::Process { became: Became::Started, .. } => wiped,
             _ => false,
         };
-        let mut lost = lost;
         let mut losses: Vec<Duration> = self.lines.iter().filter(|line| lost(line)).map(Line::time).collect();
         losses.reverse();
         losses
@@ -319,10 +324,9 @@ impl<'a> Case<'a> {
         &self,
         session: &str,
         message: &str,
-        earlier: &[Sent],
+        last: &Sent,
         later: &Sent,
     ) -> Result<&'static str, &'static str> {
-        let Some(last) = earlier.last() else { return Ok("") };
         if self.lost_within(last.at.saturating_sub(IN_FLIGHT), later.at) {
             return Ok("the status was emptied by another writer");
         }
@@ -335,7 +339,7 @@ impl<'a> Case<'a> {
         let lookups = lookups
             .filter_map(|request| self.answers.get(&request.number))
             .filter(|answer| answer.served && answer.delivered && answer.at < later.at)
-            .filter(|answer| answer.code.is_some_and(|code| code < 300))
+            .filter(|answer| answer.is_success())
             .collect::<Vec<_>>();
         if lookups.iter().any(|answer| answer.shows.iter().any(|id| id == message)) {
             return Err("although the session showed it");
@@ -568,23 +572,16 @@ impl<'a> Case<'a> {
             .iter()
             .any(|line| matches!(&line.what, What::Broke { point } if point.deed.takes_back()));
         // An incident that is not asked about for good is one whose agent never had a message of it.
-        let sessions: BTreeMap<&str, &ActiveEvent> = self
-            .versions
-            .iter()
-            .flat_map(|version| &version.status.active_events)
-            .filter_map(|entry| Some((entry.session_id.as_deref()?, entry)))
-            .collect();
-        let uids: BTreeMap<&str, &str> = self
+        let sessions: BTreeMap<&str, (&str, &ActiveEvent)> = self
             .versions
             .iter()
             .flat_map(|version| version.status.active_events.iter().map(|entry| (version.uid, entry)))
-            .filter_map(|(uid, entry)| Some((entry.session_id.as_deref()?, uid)))
+            .filter_map(|(uid, entry)| Some((entry.session_id.as_deref()?, (uid, entry))))
             .collect();
         let mut runs: BTreeMap<(&str, EventType, &str, &str), usize> = BTreeMap::new();
         for request in self.requests.iter().filter(|request| request.class == Class::Send) {
-            if let Some(session) = request.session
-                && self.answers.get(&request.number).is_some_and(|answer| answer.ran)
-                && let Some((entry, uid)) = sessions.get(session).zip(uids.get(session))
+            if self.answers.get(&request.number).is_some_and(|answer| answer.ran)
+                && let Some((uid, entry)) = request.session.and_then(|session| sessions.get(session))
             {
                 let key = (*uid, entry.event_type, entry.resource_name.as_str(), entry.agent.as_str());
                 *runs.entry(key).or_default() += 1;
@@ -602,14 +599,8 @@ impl<'a> Case<'a> {
                     .push((Promise::S2, format!("{agent} was asked {count} times about {type_} on {pod}")));
             }
         }
-        let asked: BTreeSet<(EventType, &str, &str)> = self
-            .requests
-            .iter()
-            .filter(|request| request.class == Class::Send)
-            .filter(|request| self.answers.get(&request.number).is_some_and(|answer| answer.ran))
-            .filter_map(|request| sessions.get(request.session?))
-            .map(|entry| (entry.event_type, entry.resource_name.as_str(), entry.agent.as_str()))
-            .collect();
+        let asked: BTreeSet<(EventType, &str, &str)> =
+            runs.keys().map(|(_, type_, pod, agent)| (*type_, *pod, *agent)).collect();
         for Expected { event_type, pod, agent, asked: how, .. } in &self.expected {
             let was = asked.contains(&(*event_type, pod.as_str(), agent.as_str()));
             match how {
@@ -633,10 +624,10 @@ impl<'a> Case<'a> {
             return;
         };
         // A replica whose watch comes late may try, and is told that there is something newer.
-        let stored =
-            |number| self.answers.get(&number).is_some_and(|a| a.code.is_some_and(|code| code < 300));
-        let writes =
-            self.requests.iter().filter(|r| r.class == Class::Status && r.at > rest && stored(r.number));
+        let writes = self
+            .requests
+            .iter()
+            .filter(|r| r.class == Class::Status && r.at > rest && self.is_done(r.number));
         let writes = writes.count();
         // What another writer left is put right with khook's next look, which may be that late.
         let foreign = |line: &&Line| matches!(line.what, What::Wrote { deed: Deed::Wipe | Deed::Meddle, .. });
@@ -644,7 +635,7 @@ impl<'a> Case<'a> {
         let put_right = |left: Duration| {
             self.requests
                 .iter()
-                .any(|r| r.class == Class::Status && r.at > left && r.at < rest && stored(r.number))
+                .any(|r| r.class == Class::Status && r.at > left && r.at < rest && self.is_done(r.number))
         };
         if writes > 0 && left.is_none_or(put_right) {
             self.broken(Promise::L3, format!("{writes} status writes at rest"));
@@ -662,9 +653,7 @@ impl<'a> Case<'a> {
             .requests
             .iter()
             .filter(|request| request.class == Class::Lease)
-            .filter(|request| {
-                self.answers.get(&request.number).is_some_and(|a| a.code.is_some_and(|c| c < 300))
-            })
+            .filter(|request| self.is_done(request.number))
             .filter_map(|request| Some((request.at, request.holder?)))
             .collect();
         let end = self.lines.last().map(Line::time).unwrap_or_default();
@@ -697,6 +686,11 @@ impl<'a> Case<'a> {
         let rest = self.lines.iter().find(|line| matches!(line.what, What::Rest)).map(Line::time);
         self.verdict.recovery =
             broke.zip(rest).map(|(broke, rest)| rest.saturating_sub(broke)).unwrap_or_default();
+    }
+
+    /// Whether the server did what a request asked for.
+    fn is_done(&self, number: u64) -> bool {
+        self.answers.get(&number).is_some_and(Answered::is_success)
     }
 
     /// A span, and as much more as this machine may have held everything up.

@@ -395,8 +395,8 @@ async fn until(at: Option<tokio::time::Instant>) {
     }
 }
 
-/// What is read off a request or an answer for the record.
-pub(super) fn quote(class: Class, path: &str, body: &[u8]) -> What {
+/// A request, as the record has it.
+pub(super) fn quote(number: u64, replica: usize, class: Class, path: &str, body: &[u8]) -> What {
     let value: Value = match class {
         Class::Send | Class::Session | Class::Lease => serde_json::from_slice(body).unwrap_or_default(),
         _ => Value::Null,
@@ -404,8 +404,8 @@ pub(super) fn quote(class: Class, path: &str, body: &[u8]) -> What {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let message = &value["params"]["message"];
     What::Request {
-        number: 0,
-        replica: 0,
+        number,
+        replica,
         class,
         session: match class {
             Class::Session => text(&value["id"]),

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -69,9 +69,7 @@ pub struct Run {
     acts: tokio::sync::Mutex<JoinSet<()>>,
     numbers: AtomicU64,
     settle: Duration,
-    /// Whether nobody brings killed replicas back any more.
-    ending: AtomicBool,
-    /// Closed when the run is over: what hangs ends then.
+    /// Closed when the run is over: what hangs ends then, and nobody brings killed replicas back.
     over: Semaphore,
 }
 
@@ -176,7 +174,6 @@ impl Ground {
             acts: tokio::sync::Mutex::default(),
             numbers: AtomicU64::new(0),
             settle: options.settle.unwrap_or(SETTLE),
-            ending: AtomicBool::new(false),
             over: Semaphore::new(0),
         });
         run.record.note(What::Begin {
@@ -192,7 +189,6 @@ impl Ground {
         let result = self.play_out(&run, scenario, &options).await;
         let unsettled = result.err().map(|error| format!("{error:#}"));
         run.record.note(What::End { unsettled, lag: lag.load(Ordering::SeqCst) });
-        run.ending.store(true, Ordering::SeqCst);
         run.over.close();
         watch.abort();
         measure.abort();
@@ -242,7 +238,7 @@ impl Ground {
             Err(_) if lock(&run.state).terminated => {}
             other => other.context("the scenario itself")?,
         }
-        // What a user does for a second is over then.
+        // What a user does for a while is over then.
         while run.acts.lock().await.join_next().await.is_some() {}
         run.come_to_rest().await?;
         run.record.note(What::Rest);
@@ -404,9 +400,7 @@ impl Run {
     /// A request arrived.
     pub(super) fn arrives(&self, replica: usize, class: Class, path: &str, body: &[u8]) -> Ticket {
         let number = self.numbers.fetch_add(1, Ordering::SeqCst);
-        if let What::Request { session, message, holder, .. } = proxy::quote(class, path, body) {
-            self.record.note(What::Request { number, replica, class, session, message, holder });
-        }
+        self.record.note(proxy::quote(number, replica, class, path, body));
         Ticket { number, class, deed: self.breaks(replica, class) }
     }
 
@@ -485,7 +479,7 @@ impl Run {
         self.later(async move {
             tokio::time::sleep(RESTART).await;
             let stopped = lock(&run.state).stopped.contains(&replica);
-            if !stopped && !run.ending.load(Ordering::SeqCst) {
+            if !stopped && !run.over.is_closed() {
                 run.start(replica).await.ok();
             }
         })

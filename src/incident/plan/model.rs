@@ -27,8 +27,8 @@ use super::*;
 use crate::{
     hook::EventType,
     incident::fixtures::{
-        AGENT, Bench, HOOK_UID, NAMESPACE, at, reply_accepted, reply_not_run, reply_unknown, restarted, rule,
-        rules,
+        AGENT, Bench, HOOK_UID, NAMESPACE, at, moves_forward, reply_accepted, reply_not_run, reply_unknown,
+        restarted, rule, rules,
     },
 };
 
@@ -877,7 +877,7 @@ impl World {
         let old = self.stored.text.clone();
         for before in old.entries() {
             let after = text.entries().iter().find(|after| after.id == before.id);
-            if !after.is_some_and(|after| self.is_forward(khook, before, after)) {
+            if after.is_none_or(|after| moves_forward(before, after, self.now, &khook.policy).is_err()) {
                 self.broken.insert(Promise::Forward);
             }
         }
@@ -891,24 +891,6 @@ impl World {
             }
         }
         self.stored = Version { number: self.stored.number + 1, text };
-    }
-
-    // The same as the simulation demands.
-    fn is_forward(&self, khook: &Khook, before: &ActiveEvent, after: &ActiveEvent) -> bool {
-        let place = |entry: &ActiveEvent| (entry.first_seen, entry.window, entry.attempts, entry.status);
-        if place(after) >= place(before) {
-            let early =
-                before.last_notified_at.is_some_and(|at| self.now < at + khook.policy.repeat_interval);
-            return after.first_seen > before.first_seen || after.window == before.window || !early;
-        }
-        let same = (before.first_seen, before.window, before.attempts)
-            == (after.first_seen, after.window, after.attempts);
-        let named = match (before.status, after.status) {
-            (Phase::Resolved, Phase::Notified) => after.reason == Some(Reason::Reopened) && after.owed,
-            (Phase::Firing, Phase::Pending) => true,
-            _ => false,
-        };
-        same && named
     }
 
     // ---- processes and time

@@ -617,28 +617,10 @@ impl World {
         }
     }
 
-    // (firstSeen, window, attempts, phase) only goes forward, but for what the table names.
     fn check_forward(&self, before: &ActiveEvent, after: &ActiveEvent) {
-        if after.first_seen == before.first_seen
-            && after.window > before.window
-            && let Some(at) = before.last_notified_at
-        {
-            let interval = self.bench.policy.repeat_interval;
-            assert!(self.now >= at + interval, "a repeat inside the window\n{}", self.trace);
+        if let Err(how) = moves_forward(before, after, self.now, &self.bench.policy) {
+            panic!("{how}:\n{before:#?}\n{after:#?}\n{}", self.trace);
         }
-        let place = |entry: &ActiveEvent| (entry.first_seen, entry.window, entry.attempts, entry.status);
-        if place(after) >= place(before) {
-            return;
-        }
-        let same = (before.first_seen, before.window, before.attempts)
-            == (after.first_seen, after.window, after.attempts);
-        let named = match (before.status, after.status) {
-            (Phase::Resolved, Phase::Notified) => after.reason == Some(Reason::Reopened) && after.owed,
-            // An attempt that did not run.
-            (Phase::Firing, Phase::Pending) => true,
-            _ => false,
-        };
-        assert!(same && named, "backwards:\n{before:#?}\n{after:#?}\n{}", self.trace);
     }
 
     // The same once more, without news: nothing.
