@@ -176,13 +176,7 @@ impl Part {
     /// Builds the program to its place, unless it is there. Two processes do not build it twice.
     fn build(&self, place: &Path) -> Result<()> {
         let folder = place.parent().context("a place has a folder")?;
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        let lock =
-            File::create(folder.join(format!("{}.lock", self.name))).context("creating a lock file")?;
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            say(&format!("{} is being built by another process; waiting for it", self.name));
-            lock.lock().context("waiting for the other process's build")?;
-        }
+        let _lock = lock(folder, self.name)?;
         if place.is_file() {
             return Ok(());
         }
@@ -205,28 +199,7 @@ impl Part {
             .env("GOFLAGS", "")
             .folder(self.source());
         let start = Instant::now();
-        let mut process = Process::spawn(&build)?;
-        let mut told = 0;
-        let code = loop {
-            if let Some(code) = process.exit_code() {
-                break code;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-            let elapsed = start.elapsed().as_secs();
-            if elapsed / 15 > told {
-                told = elapsed / 15;
-                say(&format!("building {}: {elapsed} s so far ({})", self.name, self.expected));
-            }
-        };
-        if code != 0 {
-            bail!(
-                "building {} {} failed (go build ended with {code}); the end of {}:\n{}",
-                self.name,
-                self.version,
-                log.display(),
-                tail(&log, 15)
-            );
-        }
+        run(&build, &format!("building {} {}", self.name, self.version), self.expected)?;
         fs::rename(&partial, place).with_context(|| format!("moving {} into place", self.name))?;
         say(&format!("{} is built ({} s), at {}", self.name, start.elapsed().as_secs(), place.display()));
         Ok(())
@@ -257,6 +230,41 @@ impl Part {
         }
         Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
     }
+}
+
+/// Takes the lock of what is made in this folder once: two processes do not make it twice. It is given back
+/// when the file is dropped.
+pub(crate) fn lock(folder: &Path, name: &str) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let lock = File::create(folder.join(format!("{name}.lock"))).context("creating a lock file")?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        say(&format!("{name} is being built by another process; waiting for it"));
+        lock.lock().context("waiting for the other process's build")?;
+    }
+    Ok(lock)
+}
+
+/// Runs a step of a build to its end, with progress on stderr.
+pub(crate) fn run(step: &Spec, doing: &str, expected: &str) -> Result<()> {
+    let start = Instant::now();
+    let mut process = Process::spawn(step)?;
+    let mut told = 0;
+    let code = loop {
+        if let Some(code) = process.exit_code() {
+            break code;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let elapsed = start.elapsed().as_secs();
+        if elapsed / 15 > told {
+            told = elapsed / 15;
+            say(&format!("{doing}: {elapsed} s so far ({expected})"));
+        }
+    };
+    let log = step.log();
+    if code != 0 {
+        bail!("{doing} failed (it ended with {code}); the end of {}:\n{}", log.display(), tail(log, 15));
+    }
+    Ok(())
 }
 
 /// The version that a go.mod requires of a module: the one place where it is written.

@@ -36,6 +36,7 @@ pub mod operator;
 pub mod process;
 pub mod provider;
 pub mod scenario;
+pub mod sdk;
 pub mod stage;
 pub mod suite;
 pub mod table;
