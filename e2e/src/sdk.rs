@@ -170,12 +170,40 @@ impl Sdk {
     }
 }
 
+/// A certificate of 127.0.0.1, and the authority that signed it, as files in PEM.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// Whom a client must trust.
+    pub authority: PathBuf,
+    /// The server's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    /// Makes one in a folder. Blocks, for a minute when Python's SDK is not there yet.
+    pub fn make(folder: &Path) -> Result<Self> {
+        // Python's SDK brings a library that can.
+        let (python, _) = Sdk::Python1.find_or_make()?;
+        let answer = Command::new(python)
+            .arg(sources().join("certificate.py"))
+            .arg(folder)
+            .output()
+            .context("making a certificate")?;
+        let words = String::from_utf8_lossy(&answer.stderr);
+        ensure!(answer.status.success(), "making a certificate: {}", words.trim());
+        let file = |name: &str| folder.join(name);
+        Ok(Self { authority: file("ca.crt"), certificate: file("tls.crt"), key: file("tls.key") })
+    }
+}
+
 /// How an agent is to be served.
 #[derive(Clone, Debug)]
 pub struct Options {
     token: Option<String>,
     header: Option<(String, String)>,
-    tls: Option<(PathBuf, PathBuf)>,
+    tls: Option<Certificate>,
     streaming: bool,
     older: bool,
 }
@@ -199,9 +227,9 @@ impl Options {
         self
     }
 
-    /// Serves https with this certificate and its key, in PEM.
-    pub fn tls(mut self, certificate: &Path, key: &Path) -> Self {
-        self.tls = Some((certificate.to_owned(), key.to_owned()));
+    /// Serves https with this certificate.
+    pub fn tls(mut self, certificate: &Certificate) -> Self {
+        self.tls = Some(certificate.clone());
         self
     }
 
@@ -225,8 +253,8 @@ impl Options {
         if let Some((name, value)) = &self.header {
             args.extend(["--header".to_owned(), format!("{name}={value}")]);
         }
-        if let Some((certificate, key)) = &self.tls {
-            let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+        if let Some(tls) = &self.tls {
+            let (certificate, key) = (tls.certificate.display().to_string(), tls.key.display().to_string());
             args.extend(match sdk {
                 Sdk::Go => vec!["--cert".to_owned(), certificate, "--key".to_owned(), key],
                 Sdk::Python03 | Sdk::Python1 => vec!["--tls".to_owned(), certificate, key],
@@ -360,4 +388,35 @@ fn version(program: &str, args: &[&str], needed: &str) -> Result<String> {
     let words = String::from_utf8_lossy(&answer.stderr);
     ensure!(answer.status.success(), "{program} is not {needed}: {said} {}", words.trim());
     Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_agent_is_made_of_decides_its_place() {
+        let place = |made_of: &[&str]| Sdk::Go.folder(made_of).expect("there is a cache");
+        assert_eq!(place(&["a", "b"]), place(&["a", "b"]));
+        assert_ne!(place(&["a", "b"]), place(&["a", "c"]));
+        assert_ne!(place(&["a", "b"]), place(&["ab", ""]));
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error_that_says_what_is_needed() {
+        let missing = version("no-such-python", &[], "Python 3.11 or newer").expect_err("it is not there");
+        assert!(format!("{missing:#}").contains("need Python 3.11 or newer"), "{missing:#}");
+        let old = version("false", &[], "Python 3.11 or newer").expect_err("it fails");
+        assert!(format!("{old:#}").contains("is not Python 3.11 or newer"), "{old:#}");
+    }
+
+    #[test]
+    fn options_become_the_agents_arguments() {
+        let certificate = Certificate { authority: "ca".into(), certificate: "c".into(), key: "k".into() };
+        let options = Options::default().token("t").header("X", "v").tls(&certificate).no_streaming();
+        let python = options.args(Sdk::Python1, 7).join(" ");
+        assert_eq!(python, "--port 7 --token t --header X=v --tls c k --no-streaming");
+        let go = options.older_too().args(Sdk::Go, 7).join(" ");
+        assert_eq!(go, "--port 7 --token t --header X=v --cert c --key k --no-streaming --compat");
+    }
 }
