@@ -13,7 +13,7 @@ use clap::{
 use http::HeaderValue;
 use reqwest::Url;
 
-use crate::{hook::parse_duration, incident::policy::Policy, telemetry};
+use crate::{hook::parse_duration, incident::policy::Policy, otlp, telemetry};
 
 /// Everything that can be set, parsed and checked. Spans of time are written as Kubernetes writes
 /// them: `200ms`, `1.5s`, `10m`, `1h30m`.
@@ -166,6 +166,9 @@ pub struct Settings {
     #[arg(long, default_value = "20s", value_parser = span("0s", "10m"))]
     pub drain_timeout: Duration,
 
+    /// The settings of traces that are there, by the long names of their flags.
+    #[arg(skip)]
+    otel: Vec<(&'static str, String)>,
     /// The settings as they were written, for the log of the start.
     #[arg(skip)]
     written: Vec<(String, String)>,
@@ -230,6 +233,11 @@ impl Settings {
         let argv = environment_flags(&command, env).into_iter().chain(flags);
         let matches = command.clone().try_get_matches_from(argv).map_err(explain)?;
         let mut settings = Self::from_arg_matches(&matches)?;
+        let otel = otlp::SETTINGS.iter().filter_map(|setting| {
+            let value = matches.get_one::<String>(setting.long)?;
+            Some((setting.long, value.clone()))
+        });
+        settings.otel = otel.collect();
         settings.check()?;
         settings.written = command.get_arguments().filter_map(|arg| written(arg, &matches)).collect();
         Ok(settings)
@@ -239,14 +247,22 @@ impl Settings {
     pub fn command() -> Command {
         const ABOUT: &str = "Runs the operator. Each flag is an environment variable too; the flag wins. \
             Spans of time are written as Kubernetes writes them: 200ms, 1.5s, 10m, 1h30m.";
-        Self::augment_args(Command::new("khook run")).about(ABOUT).long_about(ABOUT).mut_args(|arg| {
-            let names: Vec<_> = longs(&arg).map(env_name).collect();
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            match names.is_empty() {
-                true => arg,
-                false => arg.help(format!("{help} [env: {}]", names.join(", "))),
-            }
-        })
+        // A table, not fields: what clap derives for a field is two kilobytes, and these are sixteen.
+        let traces = otlp::SETTINGS.iter().map(|setting| {
+            let parse = setting.parse;
+            let arg = Arg::new(setting.long).long(setting.long).help(setting.help);
+            arg.value_parser(move |text: &str| parse(text).map(|()| text.to_owned()))
+        });
+        Self::augment_args(Command::new("khook run")).args(traces).about(ABOUT).long_about(ABOUT).mut_args(
+            |arg| {
+                let names: Vec<_> = longs(&arg).map(env_name).collect();
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                match names.is_empty() {
+                    true => arg,
+                    false => arg.help(format!("{help} [env: {}]", names.join(", "))),
+                }
+            },
+        )
     }
 
     /// The settings in effect, by the names of their variables, without secrets.
@@ -302,6 +318,19 @@ impl Settings {
         }
     }
 
+    /// Where traces go; none where there are to be none.
+    ///
+    /// # Errors
+    /// A protocol khook does not speak, where there are to be traces.
+    pub fn traces(&self) -> Result<Option<otlp::Config>, Error> {
+        let get =
+            |long: &str| self.otel.iter().find(|(name, _)| *name == long).map(|(_, value)| value.as_str());
+        otlp::Config::parse(get).map_err(|(long, allowed)| {
+            let value = shown(long, get(long).unwrap_or_default());
+            Error::Value(format!("{} (--{long}) is {value}, but must be {allowed}", env_name(long)))
+        })
+    }
+
     /// What no single value can show.
     fn check(&self) -> Result<(), Error> {
         let at_most = |small: &str, a: Duration, large: &str, b: Duration| match a <= b {
@@ -326,6 +355,7 @@ impl Settings {
                 self.call_slots_per_agent, self.call_slots
             )));
         }
+        self.traces()?;
         if self.kagent_api_key.is_some() && self.kagent_api_key_file.is_some() {
             let both = "KAGENT_API_KEY and KAGENT_API_KEY_FILE are both set, but only one of them may be";
             return Err(Error::Value(both.into()));
@@ -393,9 +423,13 @@ fn written(arg: &Arg, matches: &ArgMatches) -> Option<(String, String)> {
 /// A setting's value as it may be shown.
 fn shown(long: &str, value: &str) -> String {
     match long {
-        "kagent-api-key" => "(hidden)".into(),
+        "kagent-api-key" | "otel-exporter-otlp-headers" | "otel-exporter-otlp-traces-headers" => {
+            "(hidden)".into()
+        }
         // Escaped: a sentence is one line, whatever was put into the setting.
-        "kagent-base-url" => format!("{:?}", without_userinfo(value)),
+        "kagent-base-url" | "otel-exporter-otlp-endpoint" | "otel-exporter-otlp-traces-endpoint" => {
+            format!("{:?}", without_userinfo(value))
+        }
         _ => format!("{value:?}"),
     }
 }
@@ -410,7 +444,8 @@ fn without_userinfo(url: &str) -> String {
     }
 }
 
-fn base_url(text: &str) -> Result<Url, String> {
+/// An address that other paths are put behind.
+pub fn base_url(text: &str) -> Result<Url, String> {
     const FORM: &str = "an http or https URL without user, query and fragment";
     let mut url = Url::parse(text).map_err(|e| format!("{FORM} ({e})"))?;
     let bare = url.query().is_none() && url.fragment().is_none();
@@ -456,7 +491,8 @@ fn log_level(text: &str) -> Result<String, String> {
     telemetry::filter(text).map(|_| text.into())
 }
 
-fn boolean(text: &str) -> Result<bool, String> {
+/// Yes or no, in several ways.
+pub fn boolean(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Ok(true),
         "false" | "no" | "off" | "0" => Ok(false),
@@ -633,6 +669,30 @@ mod tests {
         ("CALL_SLOTS", "8"),
         "CALL_SLOTS_PER_AGENT is 16, but must not be more than CALL_SLOTS, which is 8"
     )]
+    #[case(
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+        "OTEL_EXPORTER_OTLP_ENDPOINT (--otel-exporter-otlp-endpoint) is \"collector:4318\", but must be an http or https URL without user, query and fragment, such as http://collector:4318"
+    )]
+    #[case(
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://me:hunter2@host?token=x"),
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT (--otel-exporter-otlp-traces-endpoint) is \"https://(hidden)@host?token=x\", but must be an http or https URL without user, query and fragment, such as http://collector:4318"
+    )]
+    #[case(
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer hunter2"),
+        "OTEL_EXPORTER_OTLP_HEADERS (--otel-exporter-otlp-headers) is (hidden), but must be a list such as key=value,key=value, with values percent-encoded"
+    )]
+    #[case(
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        "OTEL_EXPORTER_OTLP_TIMEOUT (--otel-exporter-otlp-timeout) is \"10s\", but must be a whole number from 1 to 600000"
+    )]
+    #[case(
+        ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+        "OTEL_TRACES_SAMPLER (--otel-traces-sampler) is \"jaeger_remote\", but must be always_on, always_off, traceidratio, or one of these behind parentbased_"
+    )]
+    #[case(
+        ("OTEL_TRACES_SAMPLER_ARG", "10%"),
+        "OTEL_TRACES_SAMPLER_ARG (--otel-traces-sampler-arg) is \"10%\", but must be a number from 0 to 1"
+    )]
     #[case(("RETRY_MAX", "1s"), "RETRY_BASE is 2s, but must not be longer than RETRY_MAX, which is 1s")]
     fn a_wrong_value_is_refused_in_one_sentence(#[case] setting: (&str, &str), #[case] sentence: &str) {
         assert_eq!(refusal(&[], &[setting]), sentence);
@@ -662,8 +722,12 @@ mod tests {
 
     #[test]
     fn what_is_logged_holds_no_secret() {
-        let env =
-            [("KAGENT_API_KEY", "hunter2"), ("KAGENT_BASE_URL", "http://host:1/x/"), ("CLEAR_HOLD", "90s")];
+        let env = [
+            ("KAGENT_API_KEY", "hunter2"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2"),
+            ("KAGENT_BASE_URL", "http://host:1/x/"),
+            ("CLEAR_HOLD", "90s"),
+        ];
         let settings = read(&[], &env).unwrap();
         let effective: Vec<_> = settings.effective().collect();
         assert!(effective.contains(&("KAGENT_API_KEY", "(hidden)")));
@@ -671,6 +735,72 @@ mod tests {
         assert!(effective.contains(&("CLEAR_HOLD", "90s")));
         assert!(effective.contains(&("LEADER_ELECTION", "true")));
         assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+
+    fn traces(env: &[(&str, &str)]) -> Option<otlp::Config> {
+        read(&[], env).unwrap().traces().unwrap()
+    }
+
+    #[rstest]
+    #[case("http://collector:4318", "http://collector:4318/v1/traces")]
+    #[case("https://collector/otlp/", "https://collector/otlp/v1/traces")]
+    fn traces_go_below_the_endpoint(#[case] endpoint: &str, #[case] expected: &str) {
+        let config = traces(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]).unwrap();
+        assert_eq!(config.endpoint.as_str(), expected);
+        assert_eq!((config.timeout, config.ratio), (Duration::from_secs(10), 1.0));
+        let name = |key: &str| config.resource.get(key).map(String::as_str);
+        assert_eq!(
+            (name("service.name"), name("service.version")),
+            (Some("khook"), Some(env!("CARGO_PKG_VERSION")))
+        );
+    }
+
+    #[test]
+    fn there_are_no_traces_unless_asked_for() {
+        assert!(traces(&[]).is_none());
+        // What is there for everybody in a cluster does not stop who has no traces.
+        assert!(traces(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]).is_none());
+        for off in [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_SDK_DISABLED", "TRUE")] {
+            assert!(traces(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), off]).is_none(), "{off:?}");
+        }
+    }
+
+    #[test]
+    fn settings_of_traces_win_over_common_ones() {
+        let config = traces(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://common:4318"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4318/here"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Bearer%20hunter2, x-b = 2"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "250"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=a,deployment.environment.name=test%2C1"),
+            ("OTEL_SERVICE_NAME", "b"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ])
+        .unwrap();
+        assert_eq!(config.endpoint.as_str(), "http://traces:4318/here");
+        assert_eq!(
+            (config.headers.len(), &config.headers["authorization"]),
+            (2, &HeaderValue::from_static("Bearer hunter2"))
+        );
+        assert_eq!((config.timeout, config.ratio), (Duration::from_millis(250), 0.25));
+        let expected = [
+            ("deployment.environment.name", "test,1"),
+            ("service.name", "b"),
+            ("service.version", env!("CARGO_PKG_VERSION")),
+        ];
+        assert_eq!(config.resource, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn grpc_is_refused_where_there_are_traces() {
+        let env = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+        let sentence = "OTEL_EXPORTER_OTLP_PROTOCOL (--otel-exporter-otlp-protocol) is \"grpc\", but must be http/protobuf, which collectors take on port 4318 (4317 is for gRPC)";
+        assert_eq!(refusal(&[], &env), sentence);
     }
 
     #[test]

@@ -20,11 +20,14 @@ pub mod status;
 
 pub mod notice;
 
+pub mod trace;
+
 pub mod operate;
 
 pub mod client;
 pub mod lease;
 pub mod metrics;
+pub mod otlp;
 pub mod server;
 pub mod telemetry;
 

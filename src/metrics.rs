@@ -175,6 +175,7 @@ pub struct Metrics {
     overflow: IntGauge,
     inflight: IntGauge,
     notices_dropped: IntCounter,
+    spans_dropped: IntCounter,
     cpu: Counter,
     memory: Gauge,
     open_fds: IntGauge,
@@ -286,6 +287,13 @@ impl Metrics {
                     "Kubernetes Events about Hooks that could not be published.",
                 ),
             ),
+            spans_dropped: register(
+                &registry,
+                IntCounter::new(
+                    "khook_spans_dropped_total",
+                    "Spans of traces that did not reach the collector, or that it refused.",
+                ),
+            ),
             cpu: register(
                 &registry,
                 Counter::new("process_cpu_seconds_total", "User and system CPU time spent, in seconds."),
@@ -385,6 +393,11 @@ impl Metrics {
     /// A Kubernetes Event about a Hook could not be published.
     pub fn notice_dropped(&self) {
         self.notices_dropped.inc();
+    }
+
+    /// Spans of traces did not reach the collector.
+    pub fn spans_dropped(&self, count: u64) {
+        self.spans_dropped.inc_by(count);
     }
 
     /// Replaces what `hook` (`namespace/name`) adds to the gauges.
@@ -503,6 +516,7 @@ mod tests {
         metrics.reconciled(Duration::from_millis(1), Some("write"));
         metrics.transition("oom-kill", "notified", "");
         metrics.notice_dropped();
+        metrics.spans_dropped(3);
         metrics.set_hook("ns/a", HookCounts { active: vec![("oom-kill", "firing", 2)], overflow: 1 });
         metrics
     }
@@ -528,6 +542,7 @@ mod tests {
             "khook_overflow 1",
             "khook_inflight_calls 0",
             "khook_notices_dropped_total 1",
+            "khook_spans_dropped_total 3",
             concat!("khook_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");

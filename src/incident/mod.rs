@@ -7,7 +7,7 @@
 
 pub mod breaker;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod key;
 pub mod lifecycle;
 pub mod outcome;
