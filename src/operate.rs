@@ -29,6 +29,7 @@ use crate::{
     hook::Hook,
     metrics::{Metrics, Watch},
     notice::Notices,
+    otlp::Traces,
     reconcile::{self, Context, Pace, Process},
     server::Health,
     source::{
@@ -48,6 +49,8 @@ pub struct Operation {
     pub process: Uuid,
     /// The numbers.
     pub metrics: Arc<Metrics>,
+    /// Where spans go.
+    pub traces: Traces,
     /// Where loops and caches report.
     pub health: Arc<Health>,
     /// Whether this process leads. Turns false when stopping begins, and closes.
@@ -72,7 +75,7 @@ const RECONCILES: &str = "reconciles";
 /// # Errors
 /// What makes working impossible from the start.
 pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Operation { settings, clients, process, metrics, health, leads, stop } = operation;
+    let Operation { settings, clients, process, metrics, traces, health, leads, stop } = operation;
     let (hooks, writer) = reflector::store::<Hook>();
     let (poke, pokes) = mpsc::unbounded();
     let policy = settings.policy();
@@ -105,6 +108,7 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         poke,
         tasks: TaskTracker::new(),
         metrics: metrics.clone(),
+        traces,
         pods: Mutex::new(Index::new(policy.stale_after)),
         began: Instant::now(),
         questions: Arc::new(Semaphore::new(QUESTIONS)),

@@ -47,6 +47,7 @@ use crate::{
     },
     metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
     notice::Notices,
+    otlp::Traces,
     sabotage::{self, Safeguard, without},
     source::{
         diagnosis, events,
@@ -54,6 +55,7 @@ use crate::{
         pods,
     },
     status::{self, Written},
+    trace::{self, Called},
 };
 
 /// All that reconciles share.
@@ -86,6 +88,8 @@ pub struct Context {
     pub notices: Notices,
     /// The numbers.
     pub metrics: Arc<Metrics>,
+    /// Where spans go.
+    pub traces: Traces,
     /// What is remembered of the cluster's pods.
     pub pods: Mutex<Index>,
     /// When this process began to work.
@@ -175,6 +179,7 @@ struct Mind {
 }
 
 struct Unconfirmed {
+    before: Arc<Hook>,
     plan: Plan,
     taken: Taken,
 }
@@ -370,10 +375,13 @@ impl Context {
 
     /// Forgets a Hook that was deleted.
     pub fn forget(&self, hook: &Hook) {
-        if let Some(uid) = hook.uid() {
-            lock(&self.rooms).remove(&uid);
+        let name = name(&ObjectRef::from_obj(hook));
+        let known = hook.uid().and_then(|uid| lock(&self.rooms).remove(&uid));
+        if known.is_some() && self.leading() {
+            // Its incidents end here, and what hangs on them must not hang in the air.
+            self.trace(&name, hook.status.as_ref(), &HookStatus::default());
         }
-        self.metrics.forget_hook(&name(&ObjectRef::from_obj(hook)));
+        self.metrics.forget_hook(&name);
     }
 
     // A Hook may be deleted while it is reconciled, which then brings back what was forgotten.
@@ -552,11 +560,11 @@ impl Context {
             })?;
             let Some(found) = found.filter(|found| found.uid() == cached.uid()) else { return Ok(None) };
             mind.read_back = false;
-            if let Some(Unconfirmed { plan, taken }) = mind.unconfirmed.take()
+            if let Some(Unconfirmed { before, plan, taken }) = mind.unconfirmed.take()
                 && found.status.as_ref().is_some_and(|stored| is_left_of(stored, &plan.status))
             {
                 // It had committed: only its acknowledgement was lost.
-                self.committed(&plan, &taken, room, mind);
+                self.committed(&before, &plan, &taken, room, mind);
                 let mut written = Hook { status: Some(plan.status.clone()), ..found.clone() };
                 // Of no version: somebody may have taken incidents out of it meanwhile.
                 written.metadata.resource_version = None;
@@ -740,10 +748,10 @@ impl Context {
         let written = status::write(&self.api(&room.hook), hook, &plan.status).await;
         mind.last_write = Some(Instant::now());
         match written {
-            Written::Committed(hook) => {
+            Written::Committed(committed) => {
                 self.metrics.status_write(WriteResult::Committed);
-                self.committed(&plan, &taken, room, mind);
-                let hook = Arc::new(*hook);
+                self.committed(hook, &plan, &taken, room, mind);
+                let hook = Arc::new(*committed);
                 mind.newest = Some(hook.clone());
                 mind.last = Some(hook.clone());
                 mind.failures = 0;
@@ -771,14 +779,15 @@ impl Context {
                 self.metrics.status_write(WriteResult::Error);
                 warn!(hook = room.name, %error, "whether the status was stored is not known: reading the Hook back");
                 mind.read_back = true;
-                mind.unconfirmed = Some(Unconfirmed { plan, taken });
+                mind.unconfirmed = Some(Unconfirmed { before: hook.clone(), plan, taken });
                 Err("unknown")
             }
         }
     }
 
-    fn committed(&self, plan: &Plan, taken: &Taken, room: &Room, mind: &mut Mind) {
+    fn committed(&self, before: &Hook, plan: &Plan, taken: &Taken, room: &Room, mind: &mut Mind) {
         room.settle(mind, plan, taken);
+        self.trace(&room.name, before.status.as_ref(), &plan.status);
         let own = plan.status.active_events.iter().filter_map(|entry| entry.claim.as_ref());
         let own: BTreeSet<i64> =
             own.filter(|claim| claim.process == self.process.name).map(|claim| claim.sequence).collect();
@@ -794,6 +803,12 @@ impl Context {
             }
             self.notices.tell(&room.hook, &room.name, notice);
         }
+    }
+
+    /// Tells the spans that end with the step from one status to the next.
+    fn trace(&self, hook: &str, before: Option<&HookStatus>, after: &HookStatus) {
+        let none = HookStatus::default();
+        self.traces.tell(|| trace::transitions(hook, before.unwrap_or(&none), after, now()));
     }
 
     fn count_suppressed(&self, plan: &Plan) {
@@ -835,7 +850,8 @@ impl Context {
                         Some(rule) => {
                             let slot = slots.remove(&claim.sequence);
                             let slot = slot.or_else(|| self.pool.insist(&rule.agent, now()));
-                            let call = agent_call(hook, entry, &rule.agent, &rule.prompt);
+                            let mut call = agent_call(hook, entry, &rule.agent, &rule.prompt);
+                            call.traceparent = self.traces.traceparent(entry);
                             self.call(room, hook, entry, claim, call, slot);
                         }
                         // Observed between the claim and the call: nothing more is called.
@@ -887,6 +903,9 @@ impl Context {
         self.tasks.spawn(async move {
             let _in_flight = context.metrics.inflight();
             let begun = Instant::now();
+            let began = now();
+            // A call is asked whether it is still wanted when its session is open, before its message goes.
+            let opened: Mutex<Option<DateTime<Utc>>> = Mutex::default();
             // The claim promises an end within its duration. A process that was frozen for so long does not
             // begin: another may have taken over.
             let limit = claim.duration();
@@ -895,7 +914,10 @@ impl Context {
                 Reply::NotRun { error, retry_after: None, throttled: true }
             } else {
                 let in_time = || (now() - claim.at).to_std().map_or(true, |age| age < limit);
-                let wanted = || in_time() && context.wants(&hook, &entry);
+                let wanted = || {
+                    lock(&opened).get_or_insert_with(now);
+                    in_time() && context.wants(&hook, &entry)
+                };
                 let call = tokio::time::timeout(limit, context.kagent.call(&call, wanted));
                 // A panic must not leave the incident firing for ever.
                 match AssertUnwindSafe(call).catch_unwind().await {
@@ -912,6 +934,11 @@ impl Context {
                 Reply::Unknown { .. } => CallOutcome::Unknown,
             };
             context.metrics.api_call(CallKind::Message, outcome, begun.elapsed());
+            context.traces.tell(|| {
+                let (opened, outcome) = (*lock(&opened), outcome.as_str());
+                let called = Called { claim: &claim, began, opened, reply: &reply, outcome };
+                trace::call(&room.name, &entry, &called, now())
+            });
             debug!(hook = room.name, agent = entry.agent, resource = entry.resource_name, ?reply, "called");
             if let Some(slot) = slot {
                 slot.ended(&reply);
@@ -923,7 +950,7 @@ impl Context {
     fn look_up(self: &Arc<Self>, room: &Arc<Room>, entry: &ActiveEvent, claim: &Claim) {
         let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
         self.tasks.spawn(async move {
-            let begun = Instant::now();
+            let (begun, began) = (Instant::now(), now());
             let session = entry.session_id.clone().unwrap_or_default();
             let message = key::message_id(&session, entry.window);
             let lookup = AssertUnwindSafe(context.kagent.lookup(&session, &message)).catch_unwind().await;
@@ -937,6 +964,8 @@ impl Context {
                 Lookup::Unsupported { .. } => CallOutcome::Unsupported,
             };
             context.metrics.api_call(CallKind::Lookup, outcome, begun.elapsed());
+            let found = (&lookup, outcome.as_str());
+            context.traces.tell(|| trace::lookup(&room.name, &entry, began, found, now()));
             debug!(
                 hook = room.name,
                 agent = entry.agent,
@@ -994,7 +1023,10 @@ impl Context {
             };
             match ended {
                 // It stays among the followed until the write that contains it has committed.
-                Some(ended) => context.post(&room, &entry, News::TaskEnded(task_id, ended)),
+                Some(ended) => {
+                    context.traces.tell(|| trace::follow(&room.name, &entry, asked, ended.state, now()));
+                    context.post(&room, &entry, News::TaskEnded(task_id, ended));
+                }
                 None => {
                     lock(&room.following).remove(&task_id);
                 }
@@ -1180,6 +1212,7 @@ fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str)
         session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),
         text: message.text,
         metadata: message.metadata,
+        traceparent: None,
     }
 }
 

@@ -122,6 +122,8 @@ pub struct AgentCall {
     pub text: String,
     /// Goes along with the message for programs that read it; a map, or null for none.
     pub metadata: Value,
+    /// The header `traceparent` of both requests: the trace that what the agent's side reports belongs to.
+    pub traceparent: Option<String>,
 }
 
 /// Where a task stands.
@@ -219,6 +221,7 @@ impl Kagent {
             url: agent_url,
             body: Some(body),
             timeout: self.config.api_timeout,
+            traceparent: call.traceparent.clone(),
         };
         match self.exchange(&auth, exchange, self.config.max_body).await {
             Ok(answer) => answer.message(&auth, &call.agent),
@@ -286,8 +289,13 @@ impl Kagent {
             "name": call.session_name,
             "agent_ref": call.agent.to_string(),
         });
-        let exchange =
-            Exchange { method: Method::POST, url, body: Some(body), timeout: self.config.session_timeout };
+        let exchange = Exchange {
+            method: Method::POST,
+            url,
+            body: Some(body),
+            timeout: self.config.session_timeout,
+            traceparent: call.traceparent.clone(),
+        };
         let answer = self
             .exchange(auth, exchange, self.config.max_body)
             .await
@@ -303,7 +311,7 @@ impl Kagent {
     /// have been sent. A body that breaks off or is too long is not an error here but part of the
     /// answer, for the status may say enough.
     async fn exchange(&self, auth: &Auth, exchange: Exchange, cap: usize) -> Result<Answer, Broken> {
-        let Exchange { method, mut url, body, timeout } = exchange;
+        let Exchange { method, mut url, body, timeout, traceparent } = exchange;
         let place = format!("{method} {url}");
         // The query wins over the header in kagent; proxies that authenticate know the header only.
         url.query_pairs_mut().append_pair("user_id", &self.config.user_id);
@@ -311,6 +319,9 @@ impl Kagent {
             self.http.request(method, url).timeout(timeout).header("X-User-Id", self.user.clone());
         if let Some(header) = &auth.header {
             request = request.header(AUTHORIZATION, header.clone());
+        }
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
         }
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
@@ -377,7 +388,8 @@ impl Kagent {
     }
 
     fn read(&self, url: Url) -> Exchange {
-        Exchange { method: Method::GET, url, body: None, timeout: self.config.lookup_timeout }
+        let timeout = self.config.lookup_timeout;
+        Exchange { method: Method::GET, url, body: None, timeout, traceparent: None }
     }
 
     fn max_tasks(&self) -> usize {
@@ -418,6 +430,7 @@ struct Exchange {
     method: Method,
     url: Url,
     body: Option<Value>,
+    traceparent: Option<String>,
     timeout: Duration,
 }
 

@@ -51,6 +51,7 @@ fn call() -> AgentCall {
         message_id: "0f2b8a3e-51c7-5d9f-8f34-6a1f7f0c9be2".into(),
         text: "Pod shop/cart-0 restarted.\nWhy?".into(),
         metadata: json!({"khook": {"eventType": "pod-restart", "resource": "shop/cart-0"}}),
+        traceparent: None,
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     lease::{self, Leadership, Terms},
     metrics::{Metrics, Watch},
     operate::{Operation, operate},
+    otlp::Traces,
     server::{Health, Server},
     telemetry,
 };
@@ -29,6 +30,9 @@ const CACHES: [Watch; 4] = [Watch::Hooks, Watch::Pods, Watch::Events, Watch::Kil
 
 /// Longer than the leadership loop is ever silent: two requests and a pause.
 const LEADERSHIP_SILENCE: Duration = Duration::from_secs(60);
+
+/// How long the collector may take for the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
 
 /// What ends the operator with a failure.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -67,6 +71,10 @@ async fn run(settings: Settings) -> Result<(), Error> {
 
     let clients = Clients::infer(settings.watch_timeout).await?;
     let metrics = Arc::new(Metrics::new());
+    let traces = match settings.traces()? {
+        Some(config) => Traces::start(config, metrics.clone())?,
+        None => Traces::default(),
+    };
     let health = Arc::new(Health::new(CACHES.map(Watch::as_str)));
     let closed = CancellationToken::new();
     let ports = (settings.metrics_port, settings.health_port);
@@ -79,7 +87,16 @@ async fn run(settings: Settings) -> Result<(), Error> {
     let stop = CancellationToken::new();
     let drain_timeout = settings.drain_timeout;
     let leads = leadership.watch();
-    let operation = Operation { settings, clients, process, metrics, health, leads, stop: stop.clone() };
+    let operation = Operation {
+        settings,
+        clients,
+        process,
+        metrics,
+        traces: traces.clone(),
+        health,
+        leads,
+        stop: stop.clone(),
+    };
     let mut work = tokio::spawn(operate(operation));
 
     let result = tokio::select! {
@@ -88,6 +105,7 @@ async fn run(settings: Settings) -> Result<(), Error> {
             stop.cancel();
             let drained = async {
                 let ((), work) = tokio::join!(leadership.release(), time::timeout(drain_timeout, &mut work));
+                traces.flush(LAST_SPANS).await;
                 match work {
                     Ok(ended) => ended.map_err(Error::from).flatten(),
                     Err(_) => {
