@@ -110,6 +110,8 @@ pub struct Message {
     pub blocking: bool,
     /// Its Authorization header.
     pub authorization: Option<String>,
+    /// Its traceparent header.
+    pub traceparent: Option<String>,
     /// The task it started: `None` when a fault kept the agent from seeing it, or when the agent
     /// answers with messages.
     pub task: Option<String>,
@@ -130,6 +132,8 @@ pub struct SessionCall {
     pub agent: String,
     /// The user it came from.
     pub user: String,
+    /// Its traceparent header.
+    pub traceparent: Option<String>,
     /// The HTTP status it got; `None` when it got none.
     pub status: Option<u16>,
 }

@@ -111,7 +111,9 @@ async fn create_session(
         let (id, name, agent, user) = (id.clone(), name.clone(), agent.clone(), user.clone());
         let fault = book.fault(&agent, |behaviour| &mut behaviour.on_session);
         let exists = book.behaviour(&agent).exists;
-        book.session_calls.push(SessionCall { at: Utc::now(), id, name, agent, user, status: None });
+        let traceparent = text_of(&headers, "traceparent");
+        let status = None;
+        book.session_calls.push(SessionCall { at: Utc::now(), id, name, agent, user, traceparent, status });
         (fault, exists, call)
     };
     let runs = fault.as_ref().is_none_or(|fault| fault.runs);
@@ -339,7 +341,8 @@ async fn send(
         user,
         // The default is to wait.
         blocking: call["params"]["configuration"]["blocking"].as_bool().unwrap_or(true),
-        authorization: headers.get("Authorization").and_then(|value| value.to_str().ok()).map(str::to_owned),
+        authorization: text_of(headers, "Authorization"),
+        traceparent: text_of(headers, "traceparent"),
         task: None,
         ran: false,
     };
@@ -414,6 +417,10 @@ impl Fault {
         }
         response
     }
+}
+
+fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 /// The query wins over the header.
