@@ -220,7 +220,7 @@ pub enum Error {
     Client(#[from] reqwest::Error),
 }
 
-/// Spans that wait: about four megabytes of them.
+/// Spans that wait: a few megabytes where the collector is away.
 const QUEUE: usize = 2048;
 /// Spans in one request.
 const BATCH: usize = 512;
