@@ -200,6 +200,11 @@ pub struct EventConfiguration {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new(INTERVAL_RULE).message("resolveTimeout is a span of time such as 90s, 5m or 1h30m, from 10s to 24h"))]
     pub resolve_timeout: Option<String>,
+
+    /// Whether the agent is told, once and in the same session, when an incident it was asked about is
+    /// resolved. That is a call like any other, and is paid for like one. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify_resolved: Option<bool>,
 }
 
 // Spans of time as Kubernetes writes them. One rule for form and bounds, as a pattern cannot be given words.
@@ -443,6 +448,58 @@ pub struct ActiveEvent {
     /// Occurrences already folded in, newest per source: a relist replays them without effect.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<String>,
+    /// How the incident was when the agent was last asked: the next message says what has changed since.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
+    /// Whether the agent has heard that the incident is resolved, where the Hook wants it to.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub farewell: Option<Farewell>,
+}
+
+/// What is remembered of a notification.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Told {
+    /// How often the trouble had been seen.
+    pub count: i64,
+    /// How many of the containers were known: later ones stand behind them.
+    pub containers: i64,
+    /// UID of the pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// Reason of the Event.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// It has been resolved after that, and came back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub resolved: bool,
+}
+
+/// The message that an incident is resolved: at most one for each notification.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Farewell {
+    /// How far it is.
+    pub state: FarewellState,
+    /// Calls begun.
+    #[serde(default)]
+    pub attempts: i32,
+}
+
+/// How far a farewell is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarewellState {
+    /// To be said.
+    Due,
+    /// The call is claimed.
+    Calling,
+    /// The agent has it.
+    Told,
+    /// It was surely not said, and is not tried again.
+    Failed,
+    /// Whether it was said is not known, and it is not tried again.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Where an incident stands.

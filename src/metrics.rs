@@ -49,6 +49,8 @@ label! {
     CallKind {
         /// To open a session and hand the message to the agent.
         Message = "message",
+        /// The same, to say that an incident is resolved.
+        Farewell = "farewell",
         /// To see whether a message had arrived.
         Lookup = "lookup",
         /// To see how a task goes.

@@ -42,7 +42,7 @@ use crate::{
         plan::{self, Activity, Claims, Inputs, News, Outcome, Plan, Urgency},
         policy::Policy,
         prompt::{self, EventContext, Repeat},
-        rules::Rules,
+        rules::{Rule, Rules},
         signal::{Nature, Signal},
     },
     metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
@@ -855,9 +855,7 @@ impl Context {
                             self.call(room, hook, entry, claim, call, slot);
                         }
                         // Observed between the claim and the call: nothing more is called.
-                        None => {
-                            self.post(room, entry, News::Called(claim.clone(), agent::unwanted()));
-                        }
+                        None => self.post(room, entry, called(entry, claim.clone(), agent::unwanted())),
                     }
                 }
                 Activity::LookUp(entry, claim) => {
@@ -881,7 +879,13 @@ impl Context {
             None => return false,
         };
         let rules = || Rules::parse(&newest.spec, &newest.namespace().unwrap_or_default(), &self.policy);
-        let asked = newest.metadata.generation == claimed.metadata.generation || rules().of(entry).is_some();
+        let farewell = entry.status == Phase::Resolved;
+        let asks = |rule: &Rule| !farewell || rule.notify_resolved;
+        let asked =
+            newest.metadata.generation == claimed.metadata.generation || rules().of(entry).is_some_and(asks);
+        // It may have come back meanwhile, or have been put off by another process.
+        let entries = || newest.status.iter().flat_map(|status| &status.active_events);
+        let asked = asked && (!farewell || entries().any(|known| known.claim == entry.claim));
         newest.metadata.deletion_timestamp.is_none() && newest.spec.suspend != Some(true) && asked
             || without(Safeguard::Recall)
     }
@@ -895,7 +899,8 @@ impl Context {
         call: AgentCall,
         slot: Option<Slot<ObjectRef<Hook>>>,
     ) {
-        if let Some(waited) = entry.due_at.and_then(|due| (now() - due).to_std().ok()) {
+        let due = entry.due_at.filter(|_| entry.status == Phase::Firing);
+        if let Some(waited) = due.and_then(|due| (now() - due).to_std().ok()) {
             self.metrics.event_to_call(waited);
         }
         let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
@@ -933,7 +938,8 @@ impl Context {
                 Reply::Permanent { .. } => CallOutcome::Permanent,
                 Reply::Unknown { .. } => CallOutcome::Unknown,
             };
-            context.metrics.api_call(CallKind::Message, outcome, begun.elapsed());
+            let kind = if entry.status == Phase::Resolved { CallKind::Farewell } else { CallKind::Message };
+            context.metrics.api_call(kind, outcome, begun.elapsed());
             context.traces.tell(|| {
                 let (opened, outcome) = (*lock(&opened), outcome.as_str());
                 let called = Called { claim: &claim, began, opened, reply: &reply, outcome };
@@ -943,7 +949,7 @@ impl Context {
             if let Some(slot) = slot {
                 slot.ended(&reply);
             }
-            context.post(&room, &entry, News::Called(claim, reply));
+            context.post(&room, &entry, called(&entry, claim, reply));
         });
     }
 
@@ -1111,7 +1117,7 @@ impl Room {
             let settled = taken.outcomes.contains(arrival);
             if settled {
                 match &outcome.news {
-                    News::Called(claim, _) | News::LookedUp(claim, _) => {
+                    News::Called(claim, _) | News::FarewellCalled(claim, _) | News::LookedUp(claim, _) => {
                         mind.busy.remove(&claim.sequence);
                     }
                     News::TaskEnded(task_id, _) => {
@@ -1185,6 +1191,14 @@ impl Mind {
     }
 }
 
+// What became of the call that this entry was claimed for.
+fn called(entry: &ActiveEvent, claim: Claim, reply: Reply) -> News {
+    match entry.status {
+        Phase::Resolved => News::FarewellCalled(claim, reply),
+        Phase::Pending | Phase::Firing | Phase::Notified => News::Called(claim, reply),
+    }
+}
+
 fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str) -> AgentCall {
     let context = EventContext {
         hook_name: hook.name_any(),
@@ -1201,13 +1215,19 @@ fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str)
         first_seen: entry.first_seen,
         uid: entry.uid.clone(),
     };
-    let again = entry.last_notified_at.filter(|_| entry.window > 1);
-    let repeat = again.map(|since| Repeat { window: entry.window.unsigned_abs(), since });
-    let message = prompt::message(prompt, &context, repeat);
     let session_id = entry.session_id.clone().unwrap_or_default();
+    let (message_id, message) = match entry.resolved_at.zip(entry.reason) {
+        Some((at, reason)) => {
+            (key::farewell_id(&session_id, entry.window), prompt::farewell(&context, reason, at))
+        }
+        None => {
+            let message = prompt::message(prompt, &context, Repeat::of(entry).as_ref());
+            (key::message_id(&session_id, entry.window), message)
+        }
+    };
     AgentCall {
         agent: agent.clone(),
-        message_id: key::message_id(&session_id, entry.window),
+        message_id,
         session_id,
         session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),
         text: message.text,

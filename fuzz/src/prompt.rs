@@ -4,8 +4,11 @@
 //! The input is the prompt and, each after a line `===`, the event's message, reason, pod, container, name
 //! of the Event, name of the Hook, count, and UID.
 
-use khook::incident::prompt::{
-    EventContext, Message, PROMPT_LIMIT, Problem, Repeat, VALUE_LIMIT, check, message, render,
+use khook::incident::{
+    outcome::EndState,
+    prompt::{
+        Changes, EventContext, Message, PROMPT_LIMIT, Problem, Repeat, VALUE_LIMIT, check, message, render,
+    },
 };
 
 use crate::at;
@@ -42,9 +45,17 @@ pub fn prompt(data: &[u8]) {
         assert_eq!(rendered.problems, []);
     }
 
-    for repeat in [None, Some(Repeat { window: 2, since: at(-600) })] {
-        let written = message(prompt, &context, repeat);
-        assert_eq!(written, message(prompt, &context, repeat), "the same every time");
+    let changes = Changes {
+        resolved: context.count % 2 == 0,
+        count: context.count.saturating_sub(1),
+        replaced: context.uid.is_empty(),
+        containers: context.container.clone(),
+        reason: context.reason.clone(),
+    };
+    let repeat = |changes| Repeat { window: 2, since: at(-600), task: Some(EndState::Completed), changes };
+    for repeat in [None, Some(repeat(None)), Some(repeat(Some(changes)))] {
+        let written = message(prompt, &context, repeat.as_ref());
+        assert_eq!(written, message(prompt, &context, repeat.as_ref()), "the same every time");
         assert_eq!(written.problems, rendered.problems);
         is_fenced(&written, &rendered.text);
     }

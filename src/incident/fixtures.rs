@@ -49,6 +49,7 @@ pub fn rule(event_type: EventType, agent_name: &str) -> Rule {
         hold: None,
         repeat_interval: policy.repeat_interval,
         resolve_timeout: policy.resolve_timeout,
+        notify_resolved: false,
     }
 }
 
@@ -205,7 +206,11 @@ impl Bench {
     pub fn outcome(&self, pod: &str, reply: Reply) -> Outcome {
         let entry = self.of_pod(pod);
         let claim = entry.claim.clone().expect("a claim");
-        outcome_of(entry, News::Called(claim, reply))
+        let news = match entry.status {
+            Phase::Resolved => News::FarewellCalled(claim, reply),
+            Phase::Pending | Phase::Firing | Phase::Notified => News::Called(claim, reply),
+        };
+        outcome_of(entry, news)
     }
 
     /// `(pod, phase, reason)` of every entry.

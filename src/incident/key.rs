@@ -73,6 +73,11 @@ pub fn message_id(session_id: &str, window: i32) -> String {
     Uuid::new_v5(&IDS, format!("{session_id}\n{window}").as_bytes()).to_string()
 }
 
+/// The id of the message that an incident is resolved: one for each notification, and no window's.
+pub fn farewell_id(session_id: &str, window: i32) -> String {
+    Uuid::new_v5(&IDS, format!("{session_id}\nresolved/{window}").as_bytes()).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +98,7 @@ mod tests {
         assert_eq!(key().entry_id("hook-uid"), "5c76b87ffc");
         assert_eq!(session, "26674bc6-2b2a-5294-97cb-865b57e3c96e");
         assert_eq!(message_id(&session, 1), "19a96866-4b4b-5aaf-bcbd-15a37feb4b2b");
+        assert_eq!(farewell_id(&session, 1), "f77620ca-1180-5802-a096-a0ea5632f41d");
     }
 
     #[test]
@@ -109,5 +115,6 @@ mod tests {
         ];
         assert!(others.iter().all(|other| *other != base));
         assert_ne!(message_id(&base, 1), message_id(&base, 2));
+        assert_ne!(farewell_id(&base, 1), farewell_id(&base, 2));
     }
 }

@@ -13,6 +13,7 @@
 //! | resolved | occurrence or condition inside the window | notified, reopened and owed |
 //! | resolved | later, within retention | pending, same session, next window |
 //! | resolved | later still, or never notified | pending, a new episode |
+//! | resolved, farewell due | granted a slot | resolved, farewell claimed |
 //!
 //! Whatever is not in the table leaves the phase as it is. `docs/state-machine.md` has every cell; a test
 //! prints it from this code.
@@ -30,7 +31,9 @@ use super::{
     signal::{self, Cause, Nature, Occurrence, Signal},
 };
 use crate::{
-    hook::{ActiveEvent, Claim, EventType, Phase, Reason, Standing, StandingState},
+    hook::{
+        ActiveEvent, Claim, EventType, Farewell, FarewellState, Phase, Reason, Standing, StandingState, Told,
+    },
     sabotage::{Safeguard, without},
 };
 
@@ -62,6 +65,8 @@ pub enum Input<'a> {
     Gone(DateTime<Utc>),
     /// The call of this claim ended.
     Called(&'a Claim, &'a Reply),
+    /// The call of this claim, which tells that the incident is resolved, ended.
+    FarewellCalled(&'a Claim, &'a Reply),
     /// The session was looked up under this claim.
     LookedUp(&'a Claim, &'a Lookup),
     /// The agent's task ended.
@@ -117,6 +122,10 @@ pub enum NoticeKind {
     EventResolved,
     /// The incident was given up: the agent could not be reached.
     EventNotDelivered,
+    /// The agent has been told that the incident is resolved.
+    ResolutionTold,
+    /// It has not, or nobody knows, and it is not tried again.
+    ResolutionNotTold,
 }
 
 /// Why an occurrence had no effect.
@@ -181,6 +190,8 @@ pub fn open(signal: &Signal, key: &Key, scene: &Scene) -> Result<Option<ActiveEv
         owed: false,
         resent: false,
         seen,
+        told: None,
+        farewell: None,
     };
     quote(&mut entry, signal);
     hold_back(&mut entry, signal, scene);
@@ -195,6 +206,7 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
         Input::Clear(since) => clear(entry, StandingState::Clear, *since, scene, effects),
         Input::Gone(since) => clear(entry, StandingState::Gone, *since, scene, effects),
         Input::Called(claim, reply) => called(entry, claim, reply, scene, effects),
+        Input::FarewellCalled(claim, reply) => farewell_called(entry, claim, reply, scene, effects),
         Input::LookedUp(claim, lookup) => looked_up(entry, claim, lookup, scene, effects),
         Input::TaskEnded(task_id, ended) => task_ended(entry, task_id, ended, effects),
         Input::Orphaned(claim) => match entry.status {
@@ -215,7 +227,7 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
         Input::Removed => match entry.status {
             Phase::Pending | Phase::Notified => {
                 let why = "the Hook does not ask this agent about this any more";
-                resolve(entry, Reason::ConfigurationRemoved, why, scene.now, effects);
+                resolve(entry, Reason::ConfigurationRemoved, why, scene, effects);
             }
             // The outcome is awaited; then this comes again.
             Phase::Firing => {}
@@ -223,9 +235,10 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
         },
         Input::Granted(claim) => match entry.status {
             // Whoever grants has asked `is_due`; what must never be called is not called even so.
-            Phase::Pending if scene.suspended || scene.rule.is_none() => {}
+            _ if scene.suspended || scene.rule.is_none() => {}
             Phase::Pending => fire(entry, claim, effects),
-            Phase::Firing | Phase::Notified | Phase::Resolved => {}
+            Phase::Resolved => call_farewell(entry, claim),
+            Phase::Firing | Phase::Notified => {}
         },
         Input::Time => time(entry, scene, effects),
     }
@@ -255,6 +268,18 @@ pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Sce
         || entry.reason == Some(Reason::AgentCallFailed) && closed_at.is_some_and(|closed| closed > failed_at)
 }
 
+/// Whether the agent may be told now that the incident is resolved, if there is a slot and the breaker allows it.
+pub fn is_farewell_due(entry: &ActiveEvent, scene: &Scene) -> bool {
+    farewell_is(entry, FarewellState::Due)
+        && wants_farewell(scene)
+        && entry.next_attempt_at.is_none_or(|at| at <= scene.now)
+}
+
+/// Whether a resolved incident's farewell is in this state.
+pub fn farewell_is(entry: &ActiveEvent, state: FarewellState) -> bool {
+    entry.status == Phase::Resolved && entry.farewell.as_ref().is_some_and(|farewell| farewell.state == state)
+}
+
 /// When time alone changes this incident next; none if only news can.
 pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
     let given_up = entry.due_at.map(|due| due + scene.policy.delivery_timeout);
@@ -279,6 +304,10 @@ pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
             let may_repeat = entry.owed && (entry.condition.is_none() || still_holds(entry));
             (end, may_repeat.then(|| window_end(entry, scene)))
         }
+        Phase::Resolved if farewell_is(entry, FarewellState::Due) => {
+            (entry.next_attempt_at, entry.resolved_at.map(|at| at + scene.policy.delivery_timeout))
+        }
+        Phase::Resolved if farewell_is(entry, FarewellState::Calling) => (farewell_end(entry, scene), None),
         Phase::Resolved => (None, None),
     };
     // What lies behind us has had its effect, or waits for something other than time.
@@ -397,7 +426,7 @@ fn clear(
                         (Reason::RecoveredBeforeCall, "the trouble was over before the agent was called")
                     }
                 };
-                resolve(entry, reason, why, scene.now, effects);
+                resolve(entry, reason, why, scene, effects);
             }
         }
         Phase::Firing => {}
@@ -508,6 +537,7 @@ fn accepted(
     entry.answer = None;
     entry.outcome = None;
     entry.owed = false;
+    remember_told(entry);
     let again =
         if entry.window > 1 { format!(" again (notification {})", entry.window) } else { String::new() };
     because(entry, Reason::AgentCalled, &format!("{} has been asked{again}", entry.agent));
@@ -572,16 +602,16 @@ fn not_run(
     scene: &Scene,
     effects: &mut Effects,
 ) {
-    let per_round = i32::try_from(scene.policy.attempts_per_round.max(1)).unwrap_or(i32::MAX);
+    let per_round = attempts_per_round(scene.policy);
     if without(Safeguard::Retry) {
-        return resolve(entry, Reason::NotDelivered, error, scene.now, effects);
+        return resolve(entry, Reason::NotDelivered, error, scene, effects);
     }
     // Whatever a server asks for, an incident is given up at its time.
     let asked = retry_after.unwrap_or_default().min(scene.policy.delivery_timeout);
     if entry.attempts % per_round == 0 {
         return round_failed(entry, error, asked, scene, effects);
     }
-    let wait = backoff(entry, per_round, scene.policy).max(asked);
+    let wait = backoff(&entry.id, entry.attempts, per_round, scene.policy).max(asked);
     entry.status = Phase::Pending;
     entry.claim = None;
     entry.next_attempt_at = Some(scene.now + wait);
@@ -618,9 +648,23 @@ fn outcome_unknown(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects
     entry.task_id = None;
     entry.answer = None;
     entry.outcome = Some(EndState::OutcomeUnknown);
+    remember_told(entry);
     let message = format!("{} may have been asked; nobody can tell, and it is not asked again", entry.agent);
     because(entry, Reason::AgentCalled, &message);
     effects.tell(NoticeKind::AgentCallUnknown, entry, message);
+}
+
+// What the next message compares with.
+fn remember_told(entry: &mut ActiveEvent) {
+    entry.told = Some(Told {
+        count: entry.count,
+        containers: i64::try_from(entry.containers.len()).unwrap_or(i64::MAX),
+        uid: entry.uid.clone(),
+        reason: entry.event_reason.clone(),
+        resolved: false,
+    });
+    // Of this notification nothing has been said yet.
+    entry.farewell = None;
 }
 
 fn fire(entry: &mut ActiveEvent, claim: &Claim, effects: &mut Effects) {
@@ -648,7 +692,7 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
         Phase::Pending if scene.suspended => {
             if !still_holds(entry) && scene.now > entry.last_seen + scene.policy.stale_after {
                 let why = "the Hook was suspended while it happened, nobody was called";
-                return resolve(entry, Reason::RecoveredBeforeCall, why, scene.now, effects);
+                return resolve(entry, Reason::RecoveredBeforeCall, why, scene, effects);
             }
             if entry.reason != Some(Reason::Suspended) {
                 if entry.reason == Some(Reason::CircuitOpen) {
@@ -672,7 +716,7 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                         .clone()
                         .unwrap_or_else(|| "the agent could not be called in time".into())
                 );
-                return resolve(entry, Reason::NotDelivered, &why, scene.now, effects);
+                return resolve(entry, Reason::NotDelivered, &why, scene, effects);
             }
             let over = entry.next_attempt_at.is_none_or(|at| at <= scene.now);
             if over {
@@ -714,10 +758,10 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                     time(entry, scene, effects);
                 }
             } else if over {
-                resolve(entry, reason, why, scene.now, effects);
+                resolve(entry, reason, why, scene, effects);
             }
         }
-        Phase::Resolved => {}
+        Phase::Resolved => pass_farewell_time(entry, scene, effects),
     }
 }
 
@@ -732,7 +776,8 @@ fn wait_for_slot(entry: &mut ActiveEvent) {
 /// Says why a due incident is not called now.
 pub fn wait(entry: &mut ActiveEvent, reason: Reason, until: Option<DateTime<Utc>>, message: &str) {
     entry.next_attempt_at = until;
-    if entry.reason != Some(reason) {
+    // Why it is resolved is not forgotten over its farewell.
+    if entry.status == Phase::Pending && entry.reason != Some(reason) {
         because(entry, reason, message);
     }
 }
@@ -757,10 +802,28 @@ fn next_window(entry: &mut ActiveEvent, scene: &Scene) {
     entry.due_at = Some(scene.now);
 }
 
+// What is no longer true is not told. A call under way cannot be taken back: it counts as made, and what
+// becomes of its claim is nobody's concern any more.
+fn leave_farewell(entry: &mut ActiveEvent) {
+    entry.claim = None;
+    entry.next_attempt_at = None;
+    entry.last_error = None;
+    entry.farewell = entry.farewell.take().filter(|farewell| farewell.state != FarewellState::Due);
+    if let Some(farewell) =
+        entry.farewell.as_mut().filter(|farewell| farewell.state == FarewellState::Calling)
+    {
+        farewell.state = FarewellState::Unknown;
+    }
+}
+
 fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &mut Effects) {
     if matches!(entry.condition, Some(Standing { state: StandingState::Gone, .. })) {
         // Late news of a pod that is gone, perhaps of another source than before: nothing can still hold.
         return effects.suppressed.push(Suppressed::Window);
+    }
+    leave_farewell(entry);
+    if let Some(told) = &mut entry.told {
+        told.resolved = true;
     }
     let remembered = entry.resolved_at.is_none_or(|at| scene.now <= at + scene.policy.retention);
     match entry.last_notified_at {
@@ -796,19 +859,129 @@ fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &
     }
 }
 
-fn resolve(entry: &mut ActiveEvent, reason: Reason, why: &str, now: DateTime<Utc>, effects: &mut Effects) {
+fn resolve(entry: &mut ActiveEvent, reason: Reason, why: &str, scene: &Scene, effects: &mut Effects) {
     entry.status = Phase::Resolved;
     entry.claim = None;
     entry.owed = false;
     entry.next_attempt_at = None;
-    entry.resolved_at = Some(now);
+    entry.resolved_at = Some(scene.now);
     because(entry, reason, why);
+    let over =
+        matches!(reason, Reason::Recovered | Reason::RecoveredBeforeCall | Reason::Quiet | Reason::PodGone);
+    // Once for each notification that surely arrived. Nobody knows what the Go khook has asked in which session.
+    let asked = entry.last_notified_at.is_some() && (entry.attempts > 0 || entry.window > 1);
+    let knows = asked && entry.outcome != Some(EndState::OutcomeUnknown);
+    if over && knows && entry.farewell.is_none() && wants_farewell(scene) {
+        entry.farewell = Some(Farewell { state: FarewellState::Due, attempts: 0 });
+    }
     let kind = if reason == Reason::NotDelivered {
         NoticeKind::EventNotDelivered
     } else {
         NoticeKind::EventResolved
     };
     effects.tell(kind, entry, format!("{} on {}: {why}", entry.event_type, entry.resource_name));
+}
+
+fn wants_farewell(scene: &Scene) -> bool {
+    !scene.suspended && scene.rule.is_some_and(|rule| rule.notify_resolved)
+}
+
+fn call_farewell(entry: &mut ActiveEvent, claim: &Claim) {
+    if let Some(farewell) = entry.farewell.as_mut().filter(|farewell| farewell.state == FarewellState::Due) {
+        farewell.state = FarewellState::Calling;
+        farewell.attempts = farewell.attempts.saturating_add(1);
+        entry.claim = Some(claim.clone());
+        entry.next_attempt_at = None;
+    }
+}
+
+fn farewell_called(
+    entry: &mut ActiveEvent,
+    claim: &Claim,
+    reply: &Reply,
+    scene: &Scene,
+    effects: &mut Effects,
+) {
+    if !farewell_is(entry, FarewellState::Calling) || entry.claim.as_ref() != Some(claim) {
+        return;
+    }
+    let per_round = attempts_per_round(scene.policy);
+    let attempts = entry.farewell.as_ref().map_or(per_round, |farewell| farewell.attempts);
+    match reply {
+        Reply::Accepted { .. } => end_farewell(entry, FarewellState::Told, None, effects),
+        Reply::NotRun { error, retry_after, .. } if attempts < per_round => {
+            let asked = retry_after.unwrap_or_default().min(scene.policy.delivery_timeout);
+            let wait = backoff(&entry.id, attempts, per_round, scene.policy).max(asked);
+            entry.farewell = Some(Farewell { state: FarewellState::Due, attempts });
+            entry.claim = None;
+            entry.next_attempt_at = Some(scene.now + wait);
+            entry.last_error = Some(excerpt(error));
+        }
+        Reply::NotRun { error, .. } | Reply::Permanent { error } => {
+            end_farewell(entry, FarewellState::Failed, Some(error), effects);
+        }
+        // It may have been said: never again, and a lookup would cost more than it is worth.
+        Reply::Unknown { error } => end_farewell(entry, FarewellState::Unknown, Some(error), effects),
+    }
+}
+
+fn pass_farewell_time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
+    if farewell_is(entry, FarewellState::Due) {
+        let given_up = entry.resolved_at.is_none_or(|at| scene.now >= at + scene.policy.delivery_timeout);
+        if !wants_farewell(scene) {
+            leave_farewell(entry);
+        } else if given_up {
+            let error =
+                entry.last_error.clone().unwrap_or_else(|| "the agent could not be called in time".into());
+            end_farewell(entry, FarewellState::Failed, Some(&error), effects);
+        } else if entry.next_attempt_at.is_some_and(|at| at <= scene.now) {
+            entry.next_attempt_at = None;
+        }
+    } else if farewell_is(entry, FarewellState::Calling)
+        && farewell_end(entry, scene).is_none_or(|end| scene.now >= end)
+    {
+        // Whoever claimed it is gone. Nobody takes it over: so no clock and no lookup has to be trusted.
+        let error = "whoever called the agent is gone";
+        end_farewell(entry, FarewellState::Unknown, Some(error), effects);
+    }
+}
+
+// When the outcome of a farewell has not been heard of for too long.
+fn farewell_end(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
+    entry.claim.as_ref().map(|claim| claim.at + claim.duration() + scene.policy.takeover_margin)
+}
+
+/// Tells of a farewell that is not said because the entry has to go.
+pub fn forego_farewell(entry: &ActiveEvent, effects: &mut Effects) {
+    if farewell_is(entry, FarewellState::Due) {
+        let error = "its place was needed for newer trouble";
+        end_farewell(&mut entry.clone(), FarewellState::Failed, Some(error), effects);
+    }
+}
+
+fn end_farewell(entry: &mut ActiveEvent, state: FarewellState, error: Option<&str>, effects: &mut Effects) {
+    if let Some(farewell) = &mut entry.farewell {
+        farewell.state = state;
+    }
+    entry.claim = None;
+    entry.next_attempt_at = None;
+    entry.last_error = error.map(excerpt);
+    let (agent, type_, pod) = (&entry.agent, entry.event_type, &entry.resource_name);
+    let error = excerpt_of(error.unwrap_or_default(), 200);
+    let (kind, note) = match state {
+        FarewellState::Told => {
+            (NoticeKind::ResolutionTold, format!("{agent} has been told that {type_} on {pod} is resolved"))
+        }
+        FarewellState::Unknown => (
+            NoticeKind::ResolutionNotTold,
+            format!("whether {agent} knows that {type_} on {pod} is resolved is not known: {error}"),
+        ),
+        FarewellState::Due | FarewellState::Calling | FarewellState::Failed => (
+            NoticeKind::ResolutionNotTold,
+            format!("{agent} could not be told that {type_} on {pod} is resolved: {error}"),
+        ),
+    };
+    effects.tell(kind, entry, note);
 }
 
 /// Begins the wait before a call: the trouble must last for its hold.
@@ -874,10 +1047,14 @@ fn clear_hold(entry: &ActiveEvent, scene: &Scene) -> Duration {
     }
 }
 
+fn attempts_per_round(policy: &Policy) -> i32 {
+    i32::try_from(policy.attempts_per_round.max(1)).unwrap_or(i32::MAX)
+}
+
 // Seeded by the incident and the attempt: the same plan twice gives the same times.
-fn backoff(entry: &ActiveEvent, per_round: i32, policy: &Policy) -> Duration {
-    let attempt = usize::try_from(entry.attempts.saturating_sub(1).rem_euclid(per_round)).unwrap_or_default();
-    let seed = entry.id.bytes().fold(u64::from(entry.attempts.unsigned_abs()), |seed, byte| {
+fn backoff(id: &str, attempts: i32, per_round: i32, policy: &Policy) -> Duration {
+    let attempt = usize::try_from(attempts.saturating_sub(1).rem_euclid(per_round)).unwrap_or_default();
+    let seed = id.bytes().fold(u64::from(attempts.unsigned_abs()), |seed, byte| {
         seed.wrapping_mul(0x100_0000_01b3).wrapping_add(u64::from(byte))
     });
     let wait = ExponentialBuilder::new()

@@ -21,7 +21,7 @@ use super::{
     summary,
 };
 use crate::{
-    hook::{ActiveEvent, Claim, HookStatus, Phase, Reason, StandingState},
+    hook::{ActiveEvent, Claim, FarewellState, HookStatus, Phase, Reason, StandingState},
     sabotage::{Safeguard, without},
 };
 
@@ -68,6 +68,8 @@ pub struct Outcome {
 pub enum News {
     /// The call of a claim ended.
     Called(Claim, Reply),
+    /// The call of a claim, which tells that the incident is resolved, ended.
+    FarewellCalled(Claim, Reply),
     /// The session was looked up under a claim.
     LookedUp(Claim, Lookup),
     /// A task ended.
@@ -185,8 +187,14 @@ pub fn activities<'a>(
     now: DateTime<Utc>,
 ) -> impl Iterator<Item = Activity<'a>> {
     status.active_events.iter().filter_map(move |entry| {
+        let own = entry.claim.as_ref().filter(|claim| claim.process == claims.process);
+        if let Some(claim) = own.filter(|claim| !claims.begun.contains(&claim.sequence))
+            && lifecycle::farewell_is(entry, FarewellState::Calling)
+        {
+            return Some(Activity::Call(entry, claim));
+        }
         if let Phase::Firing = entry.status
-            && let Some(claim) = entry.claim.as_ref().filter(|claim| claim.process == claims.process)
+            && let Some(claim) = own
         {
             if entry.reason == Some(Reason::CheckingSession) {
                 let due = entry.next_attempt_at.is_none_or(|at| at <= now);
@@ -203,7 +211,7 @@ pub fn activities<'a>(
 /// Something to do for one entry.
 #[derive(Clone, Copy, Debug)]
 pub enum Activity<'a> {
-    /// Call the agent under this claim.
+    /// Call the agent under this claim: about the incident, or, where that is resolved, to say so.
     Call(&'a ActiveEvent, &'a Claim),
     /// Look the session up under this claim.
     LookUp(&'a ActiveEvent, &'a Claim),
@@ -248,6 +256,7 @@ impl<'a> Work<'a> {
             let Some(index) = found else { continue };
             match &outcome.news {
                 News::Called(claim, reply) => self.step(index, &Input::Called(claim, reply)),
+                News::FarewellCalled(claim, reply) => self.step(index, &Input::FarewellCalled(claim, reply)),
                 News::LookedUp(claim, lookup) => self.step(index, &Input::LookedUp(claim, lookup)),
                 News::TaskEnded(task_id, ended) => self.step(index, &Input::TaskEnded(task_id, ended)),
             }
@@ -458,14 +467,19 @@ impl<'a> Work<'a> {
         let inputs = self.inputs;
         let mut left = inputs.capacity.clone();
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
-        order.sort_by_key(|index| self.entries[*index].due_at);
+        // Who asks for help goes before what is only good to know.
+        order.sort_by_key(|index| {
+            let entry = &self.entries[*index];
+            let resolved = entry.status == Phase::Resolved;
+            (resolved, if resolved { entry.resolved_at } else { entry.due_at })
+        });
         for index in order {
             let scene = self.scene(&self.entries[index]);
             let Some(rule) = scene.rule else { continue };
             let agent = left.agents.get_mut(&rule.agent);
             let closed_at = agent.as_ref().and_then(|agent| agent.closed_at);
             let entry = &mut self.entries[index];
-            if !lifecycle::is_due(entry, closed_at, &scene) {
+            if !lifecycle::is_due(entry, closed_at, &scene) && !lifecycle::is_farewell_due(entry, &scene) {
                 // The breaker's closing begins its next round.
                 self.waits_for_capacity |=
                     entry.status == Phase::Pending && entry.reason == Some(Reason::AgentCallFailed);
@@ -521,14 +535,19 @@ impl<'a> Work<'a> {
         let candidate = (0..self.entries.len())
             .filter(|index| {
                 let entry = &self.entries[*index];
-                entry.status == Phase::Resolved && now > needed_until(entry, self.scene(entry).rule, policy)
+                entry.status == Phase::Resolved
+                    && !lifecycle::farewell_is(entry, FarewellState::Calling)
+                    && now > needed_until(entry, self.scene(entry).rule, policy)
             })
             .min_by_key(|index| {
                 // One that a signal in the inbox speaks of goes last: the signal would open it again.
                 let entry = &self.entries[*index];
                 (signals.iter().any(|signal| speaks_of(signal, entry)), entry.resolved_at)
             });
-        candidate.map(|index| self.entries.remove(index)).is_some()
+        // New trouble is worth more than the word that an old one is over.
+        let Some(entry) = candidate.map(|index| self.entries.remove(index)) else { return false };
+        lifecycle::forego_farewell(&entry, &mut self.effects);
+        true
     }
 
     fn forget(&mut self) {
@@ -543,6 +562,7 @@ impl<'a> Work<'a> {
             .filter(|(rank, index)| {
                 let entry = &self.entries[*index];
                 let needed = now <= needed_until(entry, self.scene(entry).rule, policy)
+                    || is_farewell_open(entry)
                     || self.held_back.iter().any(|index| speaks_of(&signals[*index], entry));
                 let old = entry.resolved_at.is_some_and(|at| now > at + policy.retention);
                 !needed && (old || *rank >= policy.keep_resolved)
@@ -609,8 +629,11 @@ impl<'a> Work<'a> {
                     let forgotten =
                         entry.resolved_at.map(|at| needed.max(at + policy.retention + MILLISECOND));
                     // Its place is wanted as soon as it can go.
-                    let place = (!self.held_back.is_empty()).then_some(needed);
-                    place.into_iter().chain(forgotten).filter(|at| *at > now).min()
+                    let calling = lifecycle::farewell_is(entry, FarewellState::Calling);
+                    let place = (!self.held_back.is_empty() && !calling).then_some(needed);
+                    let forgotten = forgotten.filter(|_| !is_farewell_open(entry));
+                    let farewell = lifecycle::wake(entry, &scene);
+                    place.into_iter().chain(forgotten).chain(farewell).filter(|at| *at > now).min()
                 }
                 Phase::Firing if self.inputs.is_foreign(entry) => {
                     // The next lookup is for the process that holds the claim.
@@ -665,6 +688,10 @@ fn needed_until(entry: &ActiveEvent, rule: Option<&Rule>, policy: &Policy) -> Da
     entry.last_notified_at.map_or(fresh, |at| fresh.max(at + repeat))
 }
 
+fn is_farewell_open(entry: &ActiveEvent) -> bool {
+    [FarewellState::Due, FarewellState::Calling].iter().any(|state| lifecycle::farewell_is(entry, *state))
+}
+
 // As far as anybody knows: not every source tells the UID.
 fn is_of_same_pod(one: &str, other: &str) -> bool {
     one.is_empty() || other.is_empty() || one == other
@@ -703,6 +730,7 @@ fn forget_words(entry: &mut ActiveEvent) {
     // That an attempt failed stays known.
     entry.last_error.iter_mut().for_each(String::clear);
     entry.containers.truncate(1);
+    entry.told = None;
 }
 
 const SHORT: usize = 120;
@@ -717,6 +745,7 @@ fn size(entry: &ActiveEvent) -> usize {
         + texts.into_iter().map(|text| json_len(text)).sum::<usize>()
         + options.into_iter().flatten().map(|text| json_len(text)).sum::<usize>()
         + lists.map(|text| json_len(text) + 3).sum::<usize>()
+        + entry.told.as_ref().map_or(0, |told| TOLD_SIZE + json_len(&told.uid) + json_len(&told.reason))
 }
 
 // The size that an entry can always be cut down to, whatever befalls it.
@@ -742,6 +771,9 @@ const UUID_LEN: usize = 36;
 
 // Names of all fields, and all that has a length of its own: times, numbers, words of khook.
 const FIXED_SIZE: usize = 930;
+
+// The same of what is remembered of a notification.
+const TOLD_SIZE: usize = 95;
 
 // Bytes of a text in JSON, without its quotes.
 fn json_len(text: &str) -> usize {

@@ -32,6 +32,8 @@ pub struct Rule {
     pub repeat_interval: Duration,
     /// Quiet time after which an incident resolves.
     pub resolve_timeout: Duration,
+    /// Whether the agent is told when an incident is resolved.
+    pub notify_resolved: bool,
 }
 
 /// Something in a spec that only the controller can see.
@@ -123,6 +125,7 @@ impl Rules {
             hold,
             repeat_interval: repeat.unwrap_or(policy.repeat_interval),
             resolve_timeout: resolve.unwrap_or(policy.resolve_timeout),
+            notify_resolved: configuration.notify_resolved.unwrap_or(false),
         })
     }
 
@@ -195,6 +198,7 @@ mod tests {
             hold: None,
             repeat_interval: None,
             resolve_timeout: None,
+            notify_resolved: None,
         }
     }
 

@@ -29,7 +29,18 @@ fn policy() -> Policy {
 const POD: &str = "web-0";
 
 fn step_at(entry: &mut ActiveEvent, input: &Input, now: DateTime<Utc>, suspended: bool) -> Effects {
-    let (policy, rule) = (policy(), rule(entry.event_type, AGENT));
+    let notify_resolved = entry.farewell.is_some();
+    step_for(entry, input, now, suspended, notify_resolved)
+}
+
+fn step_for(
+    entry: &mut ActiveEvent,
+    input: &Input,
+    now: DateTime<Utc>,
+    suspended: bool,
+    notify_resolved: bool,
+) -> Effects {
+    let (policy, rule) = (policy(), Rule { notify_resolved, ..rule(entry.event_type, AGENT) });
     let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended };
     let mut effects = Effects::default();
     step(entry, input, &scene, &mut effects);
@@ -119,6 +130,20 @@ fn situations() -> Vec<Situation> {
     add("inside the window, pod gone", Some(&pod_gone), at(60));
     add("after the window", Some(&gone), at(800));
     add("after the hour it is remembered", Some(&gone), at(601 + 3601));
+    let mut to_tell = holding.clone();
+    step_at(&mut to_tell, &Input::Clear(at(200)), at(200), false);
+    step_for(&mut to_tell, &Input::Time, at(260), false, true);
+    add("to be told", Some(&to_tell), at(300));
+    let telling = claim_of("old", 3, at(260));
+    let mut being_told = to_tell.clone();
+    step_at(&mut being_told, &Input::Granted(telling.clone()), at(260), false);
+    add("being told", Some(&being_told), at(300));
+    let mut late = to_tell.clone();
+    step_at(&mut late, &Input::Granted(claim_of("old", 4, at(790))), at(790), false);
+    add("being told, after the window", Some(&late), at(800));
+    let mut told = being_told.clone();
+    step_at(&mut told, &Input::FarewellCalled(&telling, &reply_accepted("task-3")), at(261), false);
+    add("told", Some(&told), at(300));
     let mut recovered = unready.clone();
     step_at(&mut recovered, &Input::Clear(at(10)), at(10), false);
     add("never called", Some(&recovered), at(20));
@@ -163,7 +188,14 @@ const INPUTS: &[&str] = &[
     "task ended",
     "task ended, not ours",
     "claim orphaned",
+    "farewell: Accepted",
+    "farewell: Accepted, old claim",
+    "farewell: NotRun",
+    "farewell: NotRun, the third",
+    "farewell: Permanent",
+    "farewell: Unknown",
     "configuration removed",
+    "time: farewell not wanted any more",
     "time: one second",
     "time: its next wake",
     "time: the window's end",
@@ -182,6 +214,7 @@ struct Cell {
 
 /// Applies a named input. None where there is no such input in that situation (no claim ever, no time).
 fn apply(situation: &Situation, input: &str) -> Cell {
+    let name = input;
     let Situation { entry, now, claim, event_type, .. } = situation.clone();
     let mut now = now;
     let own = claim;
@@ -232,6 +265,7 @@ fn apply(situation: &Situation, input: &str) -> Cell {
         "occurrence, stale" => signal.observed_at = now + policy().stale_after + TICK,
         "NotRun, the third" => entry.attempts = 3,
         "lookup: none exists, sent twice" => entry.resent = true,
+        "farewell: NotRun, the third" => entry.farewell.iter_mut().for_each(|it| it.attempts = 3),
         "time: one second" => now += Duration::from_secs(1),
         "time: its next wake" => {
             let (policy, rule) = (policy(), rule(entry.event_type, AGENT));
@@ -286,17 +320,27 @@ fn apply(situation: &Situation, input: &str) -> Cell {
         "task ended" => Input::TaskEnded("task-1", &ended),
         "task ended, not ours" => Input::TaskEnded("task-9", &other),
         "claim orphaned" => Input::Orphaned(rival),
+        "farewell: Accepted" => Input::FarewellCalled(&standing, &task_2),
+        "farewell: Accepted, old claim" => Input::FarewellCalled(&rival, &task_2),
+        "farewell: NotRun" | "farewell: NotRun, the third" => Input::FarewellCalled(&standing, &not_run),
+        "farewell: Permanent" => Input::FarewellCalled(&standing, &permanent),
+        "farewell: Unknown" => Input::FarewellCalled(&standing, &unknown),
         "configuration removed" => Input::Removed,
         _ if input.starts_with("time") => Input::Time,
         _ => unreachable!("{input}"),
     };
     let before = entry.clone();
-    let effects = step_at(&mut entry, &input, now, suspended);
+    let notify = entry.farewell.is_some() && !name.ends_with("not wanted any more");
+    let effects = step_for(&mut entry, &input, now, suspended, notify);
     check_invariants(&before, &entry, &effects);
     let next = if before == entry {
         "—".to_owned()
     } else if (before.status, before.reason) == (entry.status, entry.reason) {
-        "recorded".to_owned()
+        match &entry.farewell {
+            farewell if *farewell == before.farewell => "recorded".to_owned(),
+            Some(farewell) => format!("farewell {:?}", farewell.state),
+            None => "no farewell".to_owned(),
+        }
     } else {
         stands(&entry, Some(&before))
     };
@@ -319,7 +363,11 @@ fn stands(entry: &ActiveEvent, before: Option<&ActiveEvent>) -> String {
 
 /// What holds in every cell, whatever the input.
 fn check_invariants(before: &ActiveEvent, after: &ActiveEvent, effects: &Effects) {
-    assert_eq!(after.claim.is_some(), after.status == Phase::Firing, "a claim stands while firing, only");
+    let calling = after.status == Phase::Firing || farewell_is(after, FarewellState::Calling);
+    assert_eq!(after.claim.is_some(), calling, "a claim stands while somebody is called, only");
+    let open = |state| matches!(state, FarewellState::Due | FarewellState::Calling);
+    let open = after.farewell.as_ref().is_some_and(|farewell| open(farewell.state));
+    assert!(!open || after.status == Phase::Resolved, "only what is over is told to be so");
     assert_eq!(after.resolved_at.is_some(), after.status == Phase::Resolved);
     assert!(after.session_id.is_some() && after.window >= 1);
     assert!(!after.message.is_empty() && after.reason.is_some(), "a person is told why");
@@ -414,7 +462,7 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ("*", "configuration removed", "resolved (ConfigurationRemoved)", "EventResolved", ""),
             (
                 "Suspended",
-                "time: one second; time: its next wake; time: the window's end; time: 24 h after it was due",
+                "time: farewell not wanted any more; time: one second; time: its next wake; time: the window's end; time: 24 h after it was due",
                 "pending (WaitingForSlot)",
                 "",
                 "",
@@ -601,6 +649,52 @@ const EXPECTED: &[(&str, &[Row])] = &[
                 "",
             ),
             ("*", "condition clear; pod gone", "recorded", "", ""),
+            (
+                "to be told; being told; told",
+                "occurrence; occurrence, of a new pod of that name; condition holds",
+                "notified (Reopened)",
+                "EventReopened",
+                "",
+            ),
+            (
+                "being told, after the window",
+                "occurrence; occurrence, of a new pod of that name; condition holds",
+                "pending (Holding, window + 1)",
+                "EventPending",
+                "",
+            ),
+            ("to be told", "granted a slot", "farewell Calling", "", ""),
+            (
+                "to be told",
+                "time: farewell not wanted any more; time: suspended; time: suspended, 16 min later",
+                "no farewell",
+                "",
+                "",
+            ),
+            ("to be told", "time: its next wake", "farewell Failed", "ResolutionNotTold", ""),
+            (
+                "being told; being told, after the window",
+                "farewell: Accepted",
+                "farewell Told",
+                "ResolutionTold",
+                "",
+            ),
+            ("being told; being told, after the window", "farewell: NotRun", "farewell Due", "", ""),
+            (
+                "being told; being told, after the window",
+                "farewell: NotRun, the third; farewell: Permanent",
+                "farewell Failed",
+                "ResolutionNotTold",
+                "",
+            ),
+            (
+                "being told; being told, after the window",
+                "farewell: Unknown; time: its next wake; time: 24 h after it was due; time: suspended, 16 min later",
+                "farewell Unknown",
+                "ResolutionNotTold",
+                "",
+            ),
+            ("being told", "time: the window's end", "farewell Unknown", "ResolutionNotTold", ""),
             (
                 "never called",
                 "Accepted; Accepted, old claim of this window; Accepted, claim of an earlier window; lookup: found",

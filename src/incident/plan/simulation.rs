@@ -47,6 +47,8 @@ enum Op {
     Slots(usize, usize),
     Breaker(usize, Gate),
     Rule(usize),
+    /// A rule wants the agent to hear of the end, or does not any more.
+    Notify(usize),
     Suspend(bool),
 }
 
@@ -106,6 +108,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..2usize, prop::sample::select(&[Gate::Open, Gate::Probing, Gate::Closed, Gate::Closed][..]))
             .prop_map(|(agent, gate)| Op::Breaker(agent, gate)),
         1 => (0..3usize).prop_map(Op::Rule),
+        1 => (0..3usize).prop_map(Op::Notify),
         1 => any::<bool>().prop_map(Op::Suspend),
     ]
 }
@@ -117,25 +120,31 @@ struct Setup {
     max_entries: usize,
     keep_resolved: usize,
     max_bytes: usize,
+    /// Whether the agents are told of the end, at first.
+    notify: bool,
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    let fan_out = (0..3usize, 14_000..20_000usize).prop_map(|(keep_resolved, max_bytes)| Setup {
-        fan_out: true,
-        max_entries: 100,
-        keep_resolved,
-        max_bytes,
-    });
-    let narrow =
-        (2..5usize, 0..3usize, 4_000..20_000usize).prop_map(|(max_entries, keep_resolved, max_bytes)| {
-            Setup { fan_out: false, max_entries, keep_resolved, max_bytes }
+    let fan_out =
+        (0..3usize, 14_000..20_000usize, any::<bool>()).prop_map(|(keep_resolved, max_bytes, notify)| {
+            Setup { fan_out: true, max_entries: 100, keep_resolved, max_bytes, notify }
         });
+    let narrow = (2..5usize, 0..3usize, 4_000..20_000usize, any::<bool>()).prop_map(
+        |(max_entries, keep_resolved, max_bytes, notify)| Setup {
+            fan_out: false,
+            max_entries,
+            keep_resolved,
+            max_bytes,
+            notify,
+        },
+    );
     prop_oneof![fan_out, narrow]
 }
 
 #[derive(Clone, Debug)]
 enum Work {
     Call,
+    Farewell,
     LookUp,
 }
 
@@ -168,6 +177,8 @@ struct World {
     gates: [(AgentName, Gate); 2],
     /// Messages the agents have, by session and window.
     received: BTreeMap<(String, i32), usize>,
+    /// The same for the word that an incident is resolved.
+    farewells: BTreeMap<(String, i32), usize>,
     /// Windows whose server could not be asked whether it has the message.
     unsupported: BTreeSet<(String, i32)>,
     calls: BTreeSet<(String, String, i32, i32)>,
@@ -186,6 +197,7 @@ impl World {
         if setup.fan_out {
             all_rules.push(rule(EventType::PodRestart, OTHER_AGENT));
         }
+        all_rules.iter_mut().for_each(|rule| rule.notify_resolved = setup.notify);
         let mut bench = Bench::new(rules(all_rules.clone()));
         bench.policy.unseen_share = Policy::default().unseen_share;
         bench.policy.max_entries = setup.max_entries;
@@ -207,6 +219,7 @@ impl World {
             all_rules,
             gates: [(agent(AGENT), Gate::Closed), (agent(OTHER_AGENT), Gate::Closed)],
             received: BTreeMap::new(),
+            farewells: BTreeMap::new(),
             unsupported: BTreeSet::new(),
             calls: BTreeSet::new(),
             next_wake: None,
@@ -316,9 +329,17 @@ impl World {
                 let wanted = &self.all_rules[index % self.all_rules.len()];
                 let configurations = &mut self.bench.rules.configurations;
                 let before = configurations.len();
-                configurations.retain(|rule| rule != wanted);
+                configurations
+                    .retain(|rule| (rule.event_type, &rule.agent) != (wanted.event_type, &wanted.agent));
                 if configurations.len() == before {
                     configurations.push(wanted.clone());
+                }
+            }
+            Op::Notify(index) => {
+                let configurations = &mut self.bench.rules.configurations;
+                if !configurations.is_empty() {
+                    let index = index % configurations.len();
+                    configurations[index].notify_resolved ^= true;
                 }
             }
             Op::Suspend(suspended) => self.bench.rules.suspended = *suspended,
@@ -353,13 +374,17 @@ impl World {
         self.signals.clear();
         self.outcomes.clear();
         for (index, flight) in std::mem::take(&mut self.flights).into_iter().enumerate() {
-            if matches!(flight.work, Work::Call) {
+            if matches!(flight.work, Work::Call | Work::Farewell) {
                 // Its words may still come, from a process that was only slow.
                 let end = if index % 2 == 0 { End::Unknown(true) } else { End::Unknown(false) };
                 let arrived = index % 2 == 0;
                 let mut outcome = self.end(&flight, end);
                 if arrived && index % 4 == 0 {
-                    outcome.news = News::Called(flight.claim.clone(), reply_accepted("late"));
+                    let (claim, reply) = (flight.claim.clone(), reply_accepted("late"));
+                    outcome.news = match flight.work {
+                        Work::Farewell => News::FarewellCalled(claim, reply),
+                        Work::Call | Work::LookUp => News::Called(claim, reply),
+                    };
                 }
                 self.reported.push(outcome);
             }
@@ -379,26 +404,26 @@ impl World {
         let error = || String::from("it failed");
         let claim = flight.claim.clone();
         let news = match flight.work {
-            Work::Call => {
+            Work::Call | Work::Farewell => {
                 let arrived = matches!(end, End::Accepted | End::Answered | End::Unknown(true));
+                let farewell = matches!(flight.work, Work::Farewell);
                 if arrived {
-                    *self.received.entry(window).or_default() += 1;
+                    let inbox = if farewell { &mut self.farewells } else { &mut self.received };
+                    *inbox.entry(window).or_default() += 1;
                 }
-                News::Called(
-                    claim,
-                    match end {
-                        End::Accepted => reply_accepted(&task_id),
-                        End::Answered => Reply::Accepted { task_id: None, ended: Some(completed("so")) },
-                        End::NotRun | End::LookupFails | End::NoLookup => reply_not_run(),
-                        End::Throttled => Reply::NotRun {
-                            error: error(),
-                            retry_after: Some(Duration::from_secs(77)),
-                            throttled: true,
-                        },
-                        End::Permanent => Reply::Permanent { error: error() },
-                        End::Unknown(_) => reply_unknown(),
+                let reply = match end {
+                    End::Accepted => reply_accepted(&task_id),
+                    End::Answered => Reply::Accepted { task_id: None, ended: Some(completed("so")) },
+                    End::NotRun | End::LookupFails | End::NoLookup => reply_not_run(),
+                    End::Throttled => Reply::NotRun {
+                        error: error(),
+                        retry_after: Some(Duration::from_secs(77)),
+                        throttled: true,
                     },
-                )
+                    End::Permanent => Reply::Permanent { error: error() },
+                    End::Unknown(_) => reply_unknown(),
+                };
+                if farewell { News::FarewellCalled(claim, reply) } else { News::Called(claim, reply) }
             }
             Work::LookUp => News::LookedUp(
                 claim,
@@ -457,7 +482,7 @@ impl World {
         let own = |claim: &Claim| claim.process == self.bench.process;
         let flying = self.flights.iter().map(|flight| &flight.claim);
         let reported = self.outcomes.iter().filter_map(|outcome| match &outcome.news {
-            News::Called(claim, _) | News::LookedUp(claim, _) => Some(claim),
+            News::Called(claim, _) | News::FarewellCalled(claim, _) | News::LookedUp(claim, _) => Some(claim),
             News::TaskEnded(..) => None,
         });
         self.bench.busy =
@@ -470,6 +495,11 @@ impl World {
         let mut begun = Vec::new();
         for activity in activities(&self.bench.status, &claims, self.now) {
             let (work, entry, claim) = match activity {
+                Activity::Call(entry, claim) if entry.status == Phase::Resolved => {
+                    self.check_farewell(entry);
+                    begun.push(claim.sequence);
+                    (Work::Farewell, entry, claim)
+                }
                 Activity::Call(entry, claim) => (Work::Call, entry, claim),
                 Activity::LookUp(entry, claim) => (Work::LookUp, entry, claim),
                 Activity::Follow(..) => continue,
@@ -487,6 +517,14 @@ impl World {
     }
 
     // ---- the properties
+
+    // Said to whom was asked, and not if it may have been said.
+    fn check_farewell(&self, entry: &ActiveEvent) {
+        let trace = &self.trace;
+        let session = entry.session_id.clone().expect("a session");
+        assert!(self.received.keys().any(|(asked, _)| *asked == session), "never asked: {entry:#?}\n{trace}");
+        assert!(!self.farewells.contains_key(&(session, entry.window)), "said before: {entry:#?}\n{trace}");
+    }
 
     fn check(&self, old: &HookStatus, plan: &Plan) {
         let trace = &self.trace;
@@ -517,7 +555,19 @@ impl World {
         for entry in new {
             let session = Key::of(entry).session_id(HOOK_UID, entry.first_seen);
             assert_eq!(entry.session_id, Some(session), "{trace}");
-            assert_eq!(entry.claim.is_some(), entry.status == Phase::Firing, "{trace}");
+            let calling =
+                entry.status == Phase::Firing || lifecycle::farewell_is(entry, FarewellState::Calling);
+            assert_eq!(entry.claim.is_some(), calling, "{trace}");
+            let before = old.active_events.iter().find(|before| before.id == entry.id);
+            if calling && entry.status == Phase::Resolved && before.is_none_or(|e| e.claim != entry.claim) {
+                let wanted = self.bench.rules.of(entry).is_some_and(|rule| rule.notify_resolved);
+                assert!(wanted && !self.bench.rules.suspended, "not wanted: {entry:#?}\n{trace}");
+            }
+            if lifecycle::farewell_is(entry, FarewellState::Told) {
+                let session = entry.session_id.as_ref().expect("a session");
+                let said = self.farewells.keys().any(|(said, _)| said == session);
+                assert!(said, "not told: {entry:#?}\n{trace}");
+            }
             let window = (entry.session_id.clone().expect("a session"), entry.window);
             let received = self.received.get(&window).copied().unwrap_or_default();
             if entry.status == Phase::Notified
@@ -530,6 +580,7 @@ impl World {
             let most = 1 + usize::from(self.unsupported.contains(window));
             assert!(*received <= most, "{received} messages in {window:?}\n{trace}");
         }
+        assert!(self.farewells.values().all(|received| *received == 1), "{:?}\n{trace}", self.farewells);
         let open: BTreeSet<Key> =
             plan.held_back.iter().flat_map(|index| self.keys(&self.signals[*index])).collect();
         assert!(plan.status.overflow.unwrap_or(0) <= i32::try_from(open.len()).expect("few"), "{trace}");
@@ -768,7 +819,7 @@ fn brief(status: &HookStatus) -> String {
         let _ = writeln!(
             text,
             "  {pod} {kind} {agent} {phase} {:?} since {} window {} attempt {} next {:?} due {:?} last {} told {:?} \
-             condition {:?} resolved {:?} owed {} claim {:?}",
+             condition {:?} resolved {:?} owed {} claim {:?} farewell {:?}",
             e.reason,
             e.first_seen,
             e.window,
@@ -780,7 +831,8 @@ fn brief(status: &HookStatus) -> String {
             e.condition,
             e.resolved_at,
             e.owed,
-            e.claim
+            e.claim,
+            e.farewell
         );
     }
     for condition in &status.conditions {
@@ -807,8 +859,10 @@ fn live(setup: &Setup, ops: &[Op]) {
     world.settle();
 }
 
-const NARROW: Setup = Setup { fan_out: false, max_entries: 2, keep_resolved: 0, max_bytes: 4000 };
-const WIDE: Setup = Setup { fan_out: true, max_entries: 100, keep_resolved: 0, max_bytes: 14_000 };
+const NARROW: Setup =
+    Setup { fan_out: false, max_entries: 2, keep_resolved: 0, max_bytes: 4000, notify: true };
+const WIDE: Setup =
+    Setup { fan_out: true, max_entries: 100, keep_resolved: 0, max_bytes: 14_000, notify: true };
 
 // ---- lives that once broke a promise, at their shortest
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    hook::EventType,
-    incident::{fixtures::*, outcome::EndState, signal::Occurrence},
+    hook::{EventType, Farewell, Told},
+    incident::{fixtures::*, lifecycle::NoticeKind, outcome::EndState, signal::Occurrence},
 };
 
 use Phase::{Firing, Notified, Pending, Resolved};
@@ -422,7 +422,7 @@ fn largest(pod: &str, words: &str) -> ActiveEvent {
         outcome: Some(EndState::DeadlineExceeded),
         event_name: words.clone(),
         event_reason: words.clone(),
-        event_message: words,
+        event_message: words.clone(),
         condition: Some(crate::hook::Standing {
             state: StandingState::Holds,
             since: at_ms(1) + chrono::TimeDelta::nanoseconds(1),
@@ -431,6 +431,14 @@ fn largest(pod: &str, words: &str) -> ActiveEvent {
         resent: true,
         task_id: Some("t".repeat(128)),
         seen: (0..16).map(|i| everything_until(at_ms(i))).collect(),
+        told: Some(Told {
+            count: i64::MAX,
+            containers: 16,
+            uid: "u".repeat(36),
+            reason: words.clone(),
+            resolved: true,
+        }),
+        farewell: Some(Farewell { state: FarewellState::Unknown, attempts: i32::MAX }),
         ..bench.status.active_events.remove(0)
     }
 }
@@ -972,6 +980,266 @@ fn trouble_that_came_back_inside_its_window_is_asked_about_at_its_end_if_it_is_s
     assert_eq!(bench.turn(&[], &[], at(599)).claimed.len(), 0);
     assert_eq!(bench.turn(&[], &[], at(600)).claimed.len(), 1);
     assert_eq!(bench.entry().window, 2);
+}
+
+#[test]
+fn a_repeat_knows_what_has_changed_since_the_agent_was_asked() {
+    use crate::incident::prompt::{Changes, Repeat};
+    let mut bench = notified(&["web-0"], at(0));
+    assert_eq!(Repeat::of(bench.entry()), None, "it is the first");
+    let ended = News::TaskEnded("task-web-0".into(), completed("It was the disk."));
+    let outcome = outcome_of(bench.entry(), ended);
+    bench.turn(&[next_signal("web-0", at(300))], &[outcome], at(300));
+    let again = Signal {
+        uid: "another".into(),
+        container: Some("sidecar".into()),
+        reason: "Killing".into(),
+        ..restarted("web-0", 3, at(600))
+    };
+    bench.turn(&[again], &[], at(600));
+    let changes = Changes {
+        resolved: false,
+        count: 1,
+        replaced: true,
+        containers: "sidecar".into(),
+        reason: "BackOff".into(),
+    };
+    let task = Some(EndState::Completed);
+    let repeat = Repeat { window: 2, since: at(0), task, changes: Some(changes) };
+    assert_eq!((Repeat::of(bench.entry()), bench.entry().count), (Some(repeat), 3));
+
+    // Asked again, then resolved, then back: nothing but that is new.
+    let outcome = bench.outcome("web-0", reply_accepted("t"));
+    bench.turn(&[], &[outcome], at(601));
+    bench.turn(&[], &[], at(1300));
+    assert_eq!(bench.phases(), [("web-0", Resolved, Quiet)]);
+    let back = Signal { uid: "another".into(), reason: "Killing".into(), ..restarted("web-0", 4, at(1400)) };
+    bench.turn(&[back], &[], at(1400));
+    let changes = Changes { resolved: true, count: 3, ..Changes::default() };
+    let repeat = Repeat { window: 3, since: at(601), task: None, changes: Some(changes) };
+    assert_eq!(Repeat::of(bench.entry()), Some(repeat));
+}
+
+// ---- farewells
+
+/// A bench that wants the agent to hear of the end, with incidents that were told of at 0 and are quiet at 700.
+fn to_be_told(pods: &[&str]) -> Bench {
+    let mut bench = notified(pods, at(0));
+    bench.rules.configurations[0].notify_resolved = true;
+    bench
+}
+
+fn farewell(bench: &Bench) -> Option<(FarewellState, i32)> {
+    bench.entry().farewell.as_ref().map(|farewell| (farewell.state, farewell.attempts))
+}
+
+fn calls(bench: &Bench, now: DateTime<Utc>) -> Vec<(Phase, i64)> {
+    let claims = bench.claims();
+    let calls = activities(&bench.status, &claims, now).filter_map(|activity| match activity {
+        Activity::Call(entry, claim) => Some((entry.status, claim.sequence)),
+        Activity::LookUp(..) | Activity::Follow(..) => None,
+    });
+    calls.collect()
+}
+
+#[test]
+fn an_agent_is_told_of_the_end_once_where_the_hook_wants_it() {
+    let mut bench = to_be_told(&["web-0"]);
+    let mut silent = Bench { status: bench.status.clone(), ..restarts() };
+    assert_eq!(silent.turn(&[], &[], at(700)).claimed, [], "by default nobody is told");
+    assert_eq!(farewell(&silent), None);
+
+    let plan = bench.turn(&[], &[], at(700));
+    assert_eq!((plan.urgency, plan.claimed.len()), (Urgency::Claim, 1), "the claim comes before the call");
+    assert_eq!(bench.phases(), [("web-0", Resolved, Quiet)]);
+    assert_eq!(farewell(&bench), Some((FarewellState::Calling, 1)));
+    assert_eq!(calls(&bench, at(700)), [(Resolved, 2)]);
+    bench.begun.insert(2);
+    assert_eq!(calls(&bench, at(700)), []);
+
+    let outcome = bench.outcome("web-0", reply_accepted("task-of-the-farewell"));
+    let plan = bench.turn(&[], &[outcome], at(702));
+    assert_eq!(plan.notices.iter().map(|n| n.kind).collect::<Vec<_>>(), [NoticeKind::ResolutionTold]);
+    assert_eq!(farewell(&bench), Some((FarewellState::Told, 1)));
+    let entry = bench.entry();
+    assert_eq!(
+        (entry.claim.as_ref(), entry.task_id.as_deref()),
+        (None, Some("task-web-0")),
+        "it is not followed"
+    );
+    sleep_until_settled(&mut bench, at(703));
+    assert_eq!(bench.status.active_events, []);
+}
+
+#[test]
+fn a_farewell_that_surely_failed_is_said_again_three_times_in_all() {
+    let mut bench = to_be_told(&["web-0"]);
+    let mut now = at(700);
+    for attempt in 1..=3 {
+        assert_eq!(bench.turn(&[], &[], now).claimed.len(), 1, "attempt {attempt}");
+        assert_eq!(farewell(&bench), Some((FarewellState::Calling, attempt)));
+        let outcome = bench.outcome("web-0", reply_not_run());
+        let plan = bench.turn(&[], &[outcome], now);
+        assert_eq!(bench.turn(&[], &[], now).claimed, [], "it waits first");
+        now = bench.entry().next_attempt_at.unwrap_or(now);
+        let told: Vec<_> = plan.notices.iter().map(|notice| notice.kind).collect();
+        assert_eq!(told, if attempt == 3 { vec![NoticeKind::ResolutionNotTold] } else { vec![] });
+    }
+    assert_eq!(farewell(&bench), Some((FarewellState::Failed, 3)));
+    assert_eq!(bench.entry().last_error.as_deref(), Some("connection refused"));
+    assert_eq!(bench.turn(&[], &[], at(3000)).claimed, []);
+}
+
+#[test]
+fn a_farewell_whose_outcome_nobody_knows_is_never_said_again() {
+    let mut bench = to_be_told(&["web-0"]);
+    bench.turn(&[], &[], at(700));
+    let mut dead = Bench { status: bench.status.clone(), process: "p2", ..Bench::new(bench.rules.clone()) };
+    let outcome = bench.outcome("web-0", reply_unknown());
+    bench.turn(&[], &[outcome], at(701));
+    assert_eq!(farewell(&bench), Some((FarewellState::Unknown, 1)));
+
+    // Of a process that is gone, however long ago.
+    let claim = dead.entry().claim.clone().expect("a claim");
+    dead.unmoved.insert(claim.clone(), Duration::MAX);
+    let plan = dead.turn(&[], &[], at(701));
+    assert_eq!((plan.urgency, calls(&dead, at(701))), (Urgency::None, vec![]));
+    assert_eq!(plan.next_wake, Some(claim.at + claim.duration() + dead.policy.takeover_margin));
+    dead.turn(&[], &[], plan.next_wake.expect("a wake"));
+    assert_eq!(farewell(&dead), Some((FarewellState::Unknown, 1)));
+    for bench in [&mut bench, &mut dead] {
+        // Late words of that claim decide nothing more.
+        let outcome = outcome_of(bench.entry(), News::FarewellCalled(claim.clone(), reply_not_run()));
+        assert_eq!(bench.turn(&[], &[outcome], at(2000)).claimed, []);
+        assert_eq!(farewell(bench), Some((FarewellState::Unknown, 1)));
+    }
+}
+
+#[test]
+fn trouble_that_comes_back_takes_a_farewell_back_that_is_only_due() {
+    let mut bench = to_be_told(&["web-0"]);
+    bench.allow(Allow::NoneUntil(at(9000)));
+    bench.turn(&[], &[], at(700));
+    assert_eq!(
+        (farewell(&bench), bench.entry().next_attempt_at),
+        (Some((FarewellState::Due, 0)), Some(at(9000)))
+    );
+    bench.allow(Allow::All);
+    let plan = bench.turn(&[next_signal("web-0", at(710))], &[], at(710));
+    assert_eq!((bench.phases(), farewell(&bench)), (vec![("web-0", Firing, Calling)], None));
+    assert_eq!(plan.claimed.len(), 1, "one call, about the trouble");
+}
+
+#[test]
+fn what_becomes_of_a_farewell_is_never_taken_for_the_answer_to_a_repeat() {
+    let mut bench = to_be_told(&["web-0"]);
+    bench.turn(&[], &[], at(700));
+    let outcome = bench.outcome("web-0", reply_accepted("task-of-the-farewell"));
+    // Heard by another process just before that claim was made, which it did not know of.
+    let back = Signal { observed_at: at(699), ..next_signal("web-0", at(699)) };
+    bench.capacity.may_claim = false;
+    bench.turn(&[back], &[], at(701));
+    assert_eq!(bench.phases(), [("web-0", Pending, WaitingForSlot)]);
+    assert!(bench.entry().due_at < Some(at(700)) && bench.entry().claim.is_none());
+    let plan = bench.turn(&[], std::slice::from_ref(&outcome), at(702));
+    assert_eq!((bench.phases(), plan.urgency), (vec![("web-0", Pending, WaitingForSlot)], Urgency::None));
+    bench.capacity.may_claim = true;
+    bench.turn(&[], &[], at(703));
+    bench.turn(&[], &[outcome], at(704));
+    assert_eq!(bench.phases(), [("web-0", Firing, Calling)]);
+}
+
+#[test]
+fn of_one_notification_the_end_is_told_once_however_often_it_ends() {
+    let mut bench = to_be_told(&["web-0"]);
+    bench.rules.configurations[0].repeat_interval = minutes(60);
+    bench.turn(&[], &[], at(700));
+    let outcome = bench.outcome("web-0", reply_accepted("t"));
+    bench.turn(&[], &[outcome], at(701));
+    bench.turn(&[next_signal("web-0", at(800))], &[], at(800));
+    assert_eq!(bench.phases(), [("web-0", Notified, Reopened)]);
+    assert_eq!(bench.turn(&[], &[], at(1500)).claimed, []);
+    assert_eq!(bench.phases(), [("web-0", Resolved, Quiet)]);
+    // Asked again, and then told of that end.
+    bench.turn(&[restarted("web-0", 3, at(3700))], &[], at(3700));
+    let outcome = bench.outcome("web-0", reply_accepted("t"));
+    bench.turn(&[], &[outcome], at(3701));
+    assert_eq!((bench.entry().window, farewell(&bench)), (2, None));
+    assert_eq!(bench.turn(&[], &[], at(4400)).claimed.len(), 1);
+}
+
+#[test]
+fn farewells_come_after_calls_for_help_and_wait_for_slots_and_breakers() {
+    let mut bench = to_be_told(&["web-0", "web-1"]);
+    bench.of_agent(AGENT).slots = 2;
+    let plan = bench.turn(&[restarted("web-2", 1, at(700))], &[], at(700));
+    assert_eq!((plan.claimed.len(), plan.waits_for_capacity), (2, true));
+    let phases: Vec<Phase> = calls(&bench, at(700)).into_iter().map(|(phase, _)| phase).collect();
+    assert_eq!(phases, [Resolved, Firing], "one farewell had to wait");
+
+    let mut bench = to_be_told(&["web-0"]);
+    bench.allow(Allow::NoneUntil(at(730)));
+    let plan = bench.turn(&[], &[], at(700));
+    assert_eq!((plan.claimed.len(), plan.next_wake, plan.waits_for_capacity), (0, Some(at(730)), true));
+    assert_eq!(bench.phases(), [("web-0", Resolved, Quiet)], "why it is resolved stays");
+    bench.allow(Allow::Probe);
+    assert_eq!(bench.turn(&[], &[], at(730)).claimed.len(), 1);
+}
+
+#[test]
+fn nobody_is_told_who_does_not_want_to_be_any_more_or_may_not_have_been_asked() {
+    let due = || {
+        let mut bench = to_be_told(&["web-0"]);
+        bench.capacity.may_claim = false;
+        bench.turn(&[], &[], at(700));
+        assert_eq!(farewell(&bench), Some((FarewellState::Due, 0)));
+        bench.capacity.may_claim = true;
+        bench
+    };
+    let changes: [fn(&mut Bench); 3] = [
+        |bench| bench.rules.suspended = true,
+        |bench| bench.rules.configurations.clear(),
+        |bench| bench.rules.configurations[0].notify_resolved = false,
+    ];
+    for change in changes {
+        let mut bench = due();
+        change(&mut bench);
+        assert_eq!((bench.turn(&[], &[], at(701)).claimed.len(), farewell(&bench)), (0, None));
+        // Nor is it told of what ends meanwhile.
+        let mut bench = to_be_told(&["web-0"]);
+        change(&mut bench);
+        bench.turn(&[], &[], at(700));
+        assert_eq!((bench.entry().status, farewell(&bench)), (Resolved, None));
+    }
+    let mut doubtful = to_be_told(&["web-0"]);
+    doubtful.status.active_events[0].outcome = Some(EndState::OutcomeUnknown);
+    doubtful.turn(&[], &[], at(700));
+    assert_eq!((doubtful.entry().status, farewell(&doubtful)), (Resolved, None));
+    let mut of_go = to_be_told(&["web-0"]);
+    of_go.status.active_events = vec![left_by_go("web-0", "firing", "2026-01-02T03:00:00Z")];
+    of_go.turn(&[], &[], at(700));
+    assert_eq!((of_go.entry().status, farewell(&of_go)), (Resolved, None));
+}
+
+#[test]
+fn a_farewell_keeps_its_entry_for_a_day_but_not_from_newer_trouble() {
+    let mut bench = to_be_told(&["web-0"]);
+    bench.policy.max_entries = 1;
+    bench.of_agent(AGENT).slots = 0;
+    bench.turn(&[], &[], at(700));
+    let plan = bench.turn(&[], &[], at(80_000));
+    assert_eq!((farewell(&bench), plan.next_wake), (Some((FarewellState::Due, 0)), Some(at(700 + 86_400))));
+
+    let mut full = Bench { status: bench.status.clone(), policy: bench.policy.clone(), ..to_be_told(&[]) };
+    full.of_agent(AGENT).slots = 0;
+    let plan = full.turn(&[restarted("web-1", 1, at(80_001))], &[], at(80_001));
+    assert_eq!(full.phases(), [("web-1", Pending, WaitingForSlot)]);
+    assert_eq!(plan.notices[0].kind, NoticeKind::ResolutionNotTold);
+
+    let plan = bench.turn(&[], &[], at(700 + 86_400));
+    assert_eq!(plan.notices[0].kind, NoticeKind::ResolutionNotTold);
+    sleep_until_settled(&mut bench, at(700 + 86_400));
+    assert_eq!(bench.status.active_events, []);
 }
 
 #[test]
