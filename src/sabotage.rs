@@ -37,11 +37,13 @@ pub enum Safeguard {
     Lease,
     /// Nothing is written where nothing changed.
     Rest,
+    /// What may have been heard of an end is not said again.
+    Farewell,
 }
 
 impl Safeguard {
     /// Every safeguard, in the order of the documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Claim,
         Self::Version,
         Self::Retry,
@@ -56,6 +58,7 @@ impl Safeguard {
         Self::Ids,
         Self::Lease,
         Self::Rest,
+        Self::Farewell,
     ];
 
     /// The name by which the environment takes it out.
@@ -75,6 +78,7 @@ impl Safeguard {
             Self::Ids => "ids",
             Self::Lease => "lease",
             Self::Rest => "rest",
+            Self::Farewell => "farewell",
         }
     }
 }

@@ -167,6 +167,13 @@ const SABOTAGE: &[Sabotage] = &[
     sabotage(Safeguard::Ids, "restart", "send:1:busy", &[S2], "draws a new message id for each attempt"),
     sabotage(Safeguard::Lease, "two", "status:3:pause", &[L4], "never takes a Lease that is not renewed"),
     sabotage(Safeguard::Rest, "restart", "", &[L3], "writes though nothing changed"),
+    sabotage(
+        Safeguard::Farewell,
+        "resolved",
+        "send:2:lose-answer",
+        &[S2],
+        "says once more that it is over, though it may have been heard",
+    ),
 ];
 
 #[test]

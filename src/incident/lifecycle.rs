@@ -910,19 +910,32 @@ fn farewell_called(
     match reply {
         Reply::Accepted { .. } => end_farewell(entry, FarewellState::Told, None, effects),
         Reply::NotRun { error, retry_after, .. } if attempts < per_round => {
-            let asked = retry_after.unwrap_or_default().min(scene.policy.delivery_timeout);
-            let wait = backoff(&entry.id, attempts, per_round, scene.policy).max(asked);
-            entry.farewell = Some(Farewell { state: FarewellState::Due, attempts });
-            entry.claim = None;
-            entry.next_attempt_at = Some(scene.now + wait);
-            entry.last_error = Some(excerpt(error));
+            farewell_later(entry, attempts, error, *retry_after, scene);
         }
         Reply::NotRun { error, .. } | Reply::Permanent { error } => {
             end_farewell(entry, FarewellState::Failed, Some(error), effects);
         }
+        Reply::Unknown { error } if without(Safeguard::Farewell) => {
+            farewell_later(entry, attempts, error, None, scene);
+        }
         // It may have been said: never again, and a lookup would cost more than it is worth.
         Reply::Unknown { error } => end_farewell(entry, FarewellState::Unknown, Some(error), effects),
     }
+}
+
+fn farewell_later(
+    entry: &mut ActiveEvent,
+    attempts: i32,
+    error: &str,
+    retry_after: Option<Duration>,
+    scene: &Scene,
+) {
+    let asked = retry_after.unwrap_or_default().min(scene.policy.delivery_timeout);
+    let wait = backoff(&entry.id, attempts, attempts_per_round(scene.policy), scene.policy).max(asked);
+    entry.farewell = Some(Farewell { state: FarewellState::Due, attempts });
+    entry.claim = None;
+    entry.next_attempt_at = Some(scene.now + wait);
+    entry.last_error = Some(excerpt(error));
 }
 
 fn pass_farewell_time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {

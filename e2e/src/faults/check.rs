@@ -8,7 +8,7 @@ use std::{
 };
 
 use khook::{
-    hook::{ActiveEvent, EventType, HookStatus, Phase, Reason, StandingState},
+    hook::{ActiveEvent, EventType, Farewell, FarewellState, HookStatus, Phase, Reason, StandingState},
     incident::key,
 };
 
@@ -234,9 +234,8 @@ impl<'a> Case<'a> {
                 .max_by_key(|(version, _)| version.version);
             let (uid, entry) = (entry.map_or("", |(version, _)| version.uid), entry.map(|(_, entry)| entry));
             let claim = entry.filter(|entry| {
-                entry.status == Phase::Firing
-                    && entry.reason == Some(Reason::Calling)
-                    && key::message_id(session, entry.window) == message
+                is_called(entry) && key::message_id(session, entry.window) == message
+                    || tells(entry) && key::farewell_id(session, entry.window) == message
             });
             let Some((entry, claim)) = claim.and_then(|entry| Some((entry, entry.claim.as_ref()?))) else {
                 let how = entry.map(|entry| (entry.status, entry.reason, entry.window, entry.attempts));
@@ -257,19 +256,26 @@ impl<'a> Case<'a> {
             if !used.insert((uid, claim.process.as_str(), claim.sequence)) {
                 violations.push((Promise::S1, format!("{pod} sent message {message} twice under one claim")));
             }
-            if let Some(other) = attempts.insert((session, entry.window, entry.attempts), replica)
+            // An attempt at a farewell is one at another message.
+            let attempt = match &entry.farewell {
+                Some(farewell) if tells(entry) => (session, -entry.window, farewell.attempts),
+                _ => (session, entry.window, entry.attempts),
+            };
+            if let Some(other) = attempts.insert(attempt, replica)
                 && !self.lost_within(at.saturating_sub(IN_FLIGHT), at)
             {
                 let promise = if other == replica { Promise::S1 } else { Promise::S4 };
-                violations.push((promise, format!("attempt {} of {message} was sent twice", entry.attempts)));
+                violations.push((promise, format!("attempt {} of {message} was sent twice", attempt.2)));
             }
         }
+        let farewells = self.farewells();
         for ((session, message), sent) in &windows {
             for (index, later) in sent.iter().enumerate().skip(1) {
                 let ran_before =
                     sent[..index].iter().any(|sent| sent.answer.is_some_and(|answer| answer.ran));
                 let runs_again = ran_before && later.answer.is_some_and(|answer| answer.ran);
-                match self.excuse(session, message, &sent[index - 1], later) {
+                let farewell = farewells.contains(*message);
+                match self.excuse(session, message, farewell, &sent[index - 1], later) {
                     Ok(cause) if runs_again => *extra.entry(cause).or_default() += 1,
                     Ok(_) => {}
                     Err(why) => violations
@@ -288,7 +294,7 @@ impl<'a> Case<'a> {
             })
             .collect();
         for (session, message) in windows.keys() {
-            if !known.contains(&(*session, (*message).to_owned())) {
+            if !farewells.contains(*message) && !known.contains(&(*session, (*message).to_owned())) {
                 violations
                     .push((Promise::S2, format!("message {message} has the id of no window of {session}")));
             }
@@ -296,6 +302,13 @@ impl<'a> Case<'a> {
         self.verdict.calls = self.answers.values().filter(|answer| answer.ran).count();
         self.verdict.extra = extra;
         self.verdict.violations.append(&mut violations);
+    }
+
+    /// The ids of messages that an incident is resolved.
+    fn farewells(&self) -> BTreeSet<String> {
+        let entries = self.versions.iter().flat_map(|version| &version.status.active_events);
+        let told = entries.filter(|entry| entry.farewell.is_some());
+        told.filter_map(|entry| Some(key::farewell_id(entry.session_id.as_deref()?, entry.window))).collect()
     }
 
     /// When the memory was lost: somebody emptied the list of incidents, and the process that knew better
@@ -324,6 +337,7 @@ impl<'a> Case<'a> {
         &self,
         session: &str,
         message: &str,
+        farewell: bool,
         last: &Sent,
         later: &Sent,
     ) -> Result<&'static str, &'static str> {
@@ -352,6 +366,7 @@ impl<'a> Case<'a> {
         };
         match (refused(last), lookups.is_empty()) {
             (true, _) => Ok("it had been refused"),
+            _ if farewell => Err("though it tells of an end and may have been heard"),
             (false, false) => Ok("a lookup did not show it"),
             (false, true) => Err("without a lookup, though its outcome was not known"),
         }
@@ -435,11 +450,10 @@ impl<'a> Case<'a> {
         let mut claimed: BTreeSet<(&str, &str, i64)> = BTreeSet::new();
         for version in &self.versions {
             let planned = version.status.observed_generation.unwrap_or_default();
-            for entry in version.status.active_events.iter().filter(|e| e.status == Phase::Firing) {
+            for entry in version.status.active_events.iter().filter(|e| is_called(e) || tells(e)) {
                 let Some(claim) = &entry.claim else { continue };
                 let new = claimed.insert((version.uid, claim.process.as_str(), claim.sequence));
-                let spec = specs.get(&(version.uid, planned)).filter(|_| new);
-                let Some((suspended, types)) = spec.filter(|_| entry.reason == Some(Reason::Calling)) else {
+                let Some((suspended, types)) = specs.get(&(version.uid, planned)).filter(|_| new) else {
                     continue;
                 };
                 if *suspended || !types.iter().any(|type_| type_ == entry.event_type.as_str()) {
@@ -579,7 +593,17 @@ impl<'a> Case<'a> {
             .filter_map(|(uid, entry)| Some((entry.session_id.as_deref()?, (uid, entry))))
             .collect();
         let mut runs: BTreeMap<(&str, EventType, &str, &str), usize> = BTreeMap::new();
-        for request in self.requests.iter().filter(|request| request.class == Class::Send) {
+        let farewells = self.farewells();
+        let is_farewell = |request: &&Asking| request.message.is_some_and(|id| farewells.contains(id));
+        let (told, asked): (Vec<_>, Vec<_>) =
+            self.requests.iter().filter(|request| request.class == Class::Send).partition(is_farewell);
+        // Without a fault whoever wants to hear of the end does.
+        let broke = self.lines.iter().any(|line| matches!(line.what, What::Broke { .. }));
+        if !broke && told.len() != farewells.len() {
+            let how = format!("{} farewells were sent, not {}", told.len(), farewells.len());
+            violations.push((Promise::L2, how));
+        }
+        for request in asked {
             if self.answers.get(&request.number).is_some_and(|answer| answer.ran)
                 && let Some((uid, entry)) = request.session.and_then(|session| sessions.get(session))
             {
@@ -697,6 +721,17 @@ impl<'a> Case<'a> {
     fn slack(&self, span: Duration) -> Duration {
         span + 4 * self.lag + Duration::from_millis(100)
     }
+}
+
+/// Whether an incident's call is claimed.
+fn is_called(entry: &ActiveEvent) -> bool {
+    entry.status == Phase::Firing && entry.reason == Some(Reason::Calling)
+}
+
+/// Whether the call that tells of its end is.
+fn tells(entry: &ActiveEvent) -> bool {
+    let calling = |farewell: &Farewell| farewell.state == FarewellState::Calling;
+    entry.status == Phase::Resolved && entry.farewell.as_ref().is_some_and(calling)
 }
 
 /// (firstSeen, window, attempts, phase) goes forward, but for what the state machine names.

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use khook::{
     client::Clients,
-    hook::{EventType, Hook, Phase},
+    hook::{EventType, FarewellState, Hook, Phase},
     sabotage::{self, Safeguard},
 };
 use kube::{
@@ -539,7 +539,10 @@ impl Run {
                 ensure!(status.observed_generation == hook.metadata.generation, "the spec is not seen yet");
                 let open = status.active_events.iter().any(|entry| {
                     let followed = entry.task_id.is_some() && entry.outcome.is_none();
-                    entry.status != Phase::Resolved || followed
+                    let tells = entry.farewell.as_ref().is_some_and(|farewell| {
+                        matches!(farewell.state, FarewellState::Due | FarewellState::Calling)
+                    });
+                    entry.status != Phase::Resolved || followed || tells
                 });
                 ensure!(!open && status.overflow.is_none(), "{}", brief(&hooks));
             }

@@ -34,6 +34,13 @@ const TWO: &[Env] = &[&[], &[]];
 /// Every scenario.
 pub static SCENARIOS: &[Scenario] = &[
     scenario("restart", "one container restarts", &[], ONE, |run| Box::pin(restart(run))),
+    scenario(
+        "resolved",
+        "one container restarts, and the agent is told when that is over",
+        &[],
+        ONE,
+        |run| Box::pin(resolved(run)),
+    ),
     scenario("repeat", "it restarts again after its window", &[("RESOLVE_TIMEOUT", "6s")], ONE, |run| {
         Box::pin(repeat(run))
     }),
@@ -145,6 +152,13 @@ pub fn named(name: &str) -> Result<&'static Scenario> {
 async fn restart(run: Arc<Run>) -> Result<()> {
     run.expect(EventType::PodRestart, "web-0", Asked::Surely);
     run.hook("shop", &["pod-restart"]).await?;
+    run.listens().await?;
+    run.crash("web-0").await
+}
+
+async fn resolved(run: Arc<Run>) -> Result<()> {
+    run.expect(EventType::PodRestart, "web-0", Asked::Surely);
+    run.insist(async || run.world.hook_with("shop", &["pod-restart"], "notifyResolved: true").await).await?;
     run.listens().await?;
     run.crash("web-0").await
 }
