@@ -10,7 +10,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use khook::{
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, Reason, StandingState},
+    hook::{ActiveEvent, Claim, EventType, FarewellState, Hook, HookStatus, Phase, Reason, StandingState},
     incident::{
         breaker::Allow,
         key::Key,
@@ -195,7 +195,11 @@ impl<'a> Life<'a> {
             let of_it = |entry: &&ActiveEvent| entry.claim.as_ref() == Some(claim);
             let entries: Vec<&ActiveEvent> = plan.status.active_events.iter().filter(of_it).collect();
             let [entry] = entries[..] else { panic!("{} entries of one claim", entries.len()) };
-            assert_eq!((entry.status, entry.reason), (Phase::Firing, Some(Reason::Calling)));
+            let farewell = entry.farewell.as_ref().map(|farewell| farewell.state);
+            match entry.status {
+                Phase::Resolved => assert_eq!(farewell, Some(FarewellState::Calling)),
+                status => assert_eq!((status, entry.reason), (Phase::Firing, Some(Reason::Calling))),
+            }
             assert!(agent.is(&entry.agent) && self.rules.of(entry).is_some());
         }
         for (agent, calls) in calls {
@@ -306,7 +310,11 @@ impl<'a> Life<'a> {
                             Reply::Unknown { .. } => Sent::Perhaps,
                         },
                     );
-                    (entry, News::Called(claim.clone(), reply))
+                    let claim = claim.clone();
+                    match entry.status {
+                        Phase::Resolved => (entry, News::FarewellCalled(claim, reply)),
+                        _ => (entry, News::Called(claim, reply)),
+                    }
                 }
                 Activity::LookUp(entry, claim) => {
                     let message = message_of(entry);
@@ -382,7 +390,9 @@ type Message = (String, String, i32);
 
 /// The message that a call of this entry sends: one for each session and window.
 fn message_of(entry: &ActiveEvent) -> Message {
-    (entry.id.clone(), entry.session_id.clone().unwrap_or_default(), entry.window)
+    // A farewell is another message than the one about the incident.
+    let window = if entry.status == Phase::Resolved { !entry.window } else { entry.window };
+    (entry.id.clone(), entry.session_id.clone().unwrap_or_default(), window)
 }
 
 fn reply(turn: usize) -> Reply {
