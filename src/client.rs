@@ -4,7 +4,10 @@
 //! (without it a small write waits for the acknowledgement of the one before), a connection on which
 //! nothing comes is given up, and nothing is sent twice unless sending it twice is harmless.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response, header::USER_AGENT};
 use http_body_util::{BodyExt as _, Full};
@@ -22,6 +25,7 @@ use kube::{
     client::{Body, ConfigExt as _, retry::RetryPolicy},
     config::InferConfigError,
 };
+use tokio::net::{UdpSocket, lookup_host};
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer, timeout::TimeoutLayer};
 
 /// How long parts of a request may take.
@@ -49,6 +53,8 @@ pub struct Clients {
     pub request: Client,
     /// The namespace khook runs in, or the one of the kubeconfig's context, or `default`.
     pub namespace: String,
+    /// Host and port of the apiserver.
+    server: (String, u16),
 }
 
 /// Why there is no client.
@@ -86,6 +92,27 @@ impl Clients {
         Self::with(config, timeouts)
     }
 
+    /// The addresses of the apiserver, and those from which this host speaks to it.
+    ///
+    /// # Errors
+    /// Where the apiserver's name cannot be resolved.
+    pub async fn addresses(&self) -> Result<(Vec<SocketAddr>, Vec<IpAddr>), std::io::Error> {
+        let (host, port) = &self.server;
+        let servers: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await?.collect();
+        let mut own = Vec::new();
+        for server in &servers {
+            let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+            // Connected, a UDP socket has the address that the route gives it; nothing is sent.
+            if let Ok(socket) = UdpSocket::bind(any).await
+                && socket.connect(server).await.is_ok()
+                && let Ok(address) = socket.local_addr()
+            {
+                own.push(address.ip());
+            }
+        }
+        Ok((servers, own))
+    }
+
     fn with(mut config: Config, timeouts: Timeouts) -> Result<Self, Error> {
         if config.proxy_url.take().is_some() {
             tracing::warn!("khook talks to the apiserver directly, not through the configured proxy");
@@ -99,6 +126,10 @@ impl Clients {
         Ok(Self {
             watch: watch_client(&config, timeouts)?,
             request: request_client(&config, timeouts)?,
+            server: (
+                config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+                config.cluster_url.port_u16().unwrap_or(443),
+            ),
             namespace: config.default_namespace,
         })
     }

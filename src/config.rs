@@ -13,7 +13,11 @@ use clap::{
 use http::HeaderValue;
 use reqwest::Url;
 
-use crate::{hook::parse_duration, incident::policy::Policy, otlp, telemetry};
+use crate::{
+    hook::parse_duration,
+    incident::{hosts::Hosts, outcome::Protocol, policy::Policy},
+    otlp, telemetry,
+};
 
 /// Everything that can be set, parsed and checked. Spans of time are written as Kubernetes writes
 /// them: `200ms`, `1.5s`, `10m`, `1h30m`.
@@ -32,6 +36,19 @@ pub struct Settings {
     /// File with the bearer token for kagent, read again when it changes
     #[arg(long)]
     pub kagent_api_key_file: Option<PathBuf>,
+    /// Version of A2A that kagent speaks: auto (found out), 0.3 or 1.0
+    #[arg(long, default_value = "auto", value_parser = protocol)]
+    pub kagent_protocol: AnyOrOne,
+    /// Base URL of kagent's UI: the status of an incident then has a link to its session
+    #[arg(long, value_parser = base_url)]
+    pub kagent_ui_url: Option<Url>,
+    /// Hosts at which Hooks may have other A2A agents asked (spec.eventConfigurations[].agent.url), with
+    /// commas: agent.example.com, *.agents.svc, 10.1.0.0/16, 127.0.0.1:8080 or *. None by default
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = hosts)]
+    pub direct_agent_hosts: Hosts,
+    /// Whether the beginning of an agent's answer is shown in status and Events; it may quote logs
+    #[arg(long, default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean)]
+    pub show_answers: bool,
     /// Longest time one call to an agent may take
     #[arg(long, default_value = "120s", value_parser = span("100ms", "1h"))]
     pub kagent_api_timeout: Duration,
@@ -192,6 +209,10 @@ pub enum Credential {
     File(PathBuf),
 }
 
+/// A version of A2A, where it need not be found out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AnyOrOne(pub Option<Protocol>);
+
 /// A value that is shown nowhere.
 #[derive(Clone, PartialEq)]
 pub struct Secret(String);
@@ -296,6 +317,9 @@ impl Settings {
             breaker_threshold: self.breaker_threshold,
             breaker_base: self.breaker_base,
             breaker_max: self.breaker_max,
+            direct_agents: self.direct_agent_hosts.clone(),
+            show_answers: self.show_answers,
+            ui_url: self.kagent_ui_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_owned()),
         }
     }
 
@@ -427,9 +451,10 @@ fn shown(long: &str, value: &str) -> String {
             "(hidden)".into()
         }
         // Escaped: a sentence is one line, whatever was put into the setting.
-        "kagent-base-url" | "otel-exporter-otlp-endpoint" | "otel-exporter-otlp-traces-endpoint" => {
-            format!("{:?}", without_userinfo(value))
-        }
+        "kagent-base-url"
+        | "kagent-ui-url"
+        | "otel-exporter-otlp-endpoint"
+        | "otel-exporter-otlp-traces-endpoint" => format!("{:?}", without_userinfo(value)),
         _ => format!("{value:?}"),
     }
 }
@@ -456,6 +481,19 @@ pub fn base_url(text: &str) -> Result<Url, String> {
     let path = url.path().trim_end_matches('/').to_owned();
     url.set_path(&path);
     Ok(url)
+}
+
+fn protocol(text: &str) -> Result<AnyOrOne, String> {
+    match text {
+        "auto" => Ok(AnyOrOne(None)),
+        "0.3" => Ok(AnyOrOne(Some(Protocol::V03))),
+        "1.0" => Ok(AnyOrOne(Some(Protocol::V10))),
+        _ => Err("auto, 0.3 or 1.0".into()),
+    }
+}
+
+fn hosts(text: &str) -> Result<Hosts, String> {
+    text.parse()
 }
 
 fn header_text(text: &str) -> Result<String, String> {

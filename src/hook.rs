@@ -13,7 +13,9 @@ use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
-// The agent of a configuration as CEL sees it: `name` or `namespace/name`, however it was written.
+use crate::incident::outcome::{EndState, Protocol, Usage};
+
+// The agent of a configuration as CEL sees it: `name`, `namespace/name` or a URL, however it was written.
 macro_rules! agent_of {
     ($c:literal) => {
         concat!(
@@ -21,7 +23,11 @@ macro_rules! agent_of {
             $c,
             ".agentId) ? ",
             $c,
-            ".agentId : !has(",
+            ".agentId : has(",
+            $c,
+            ".agent) ? ",
+            $c,
+            ".agent.url : !has(",
             $c,
             ".agentRef) ? '' : has(",
             $c,
@@ -153,27 +159,33 @@ const UNIQUE_RULE: &str = concat!(
     "))"
 );
 
-const ONE_AGENT_RULE: &str = "has(self.agentRef) != has(self.agentId)";
+const ONE_AGENT_RULE: &str =
+    "[has(self.agentRef), has(self.agentId), has(self.agent)].filter(is, is).size() == 1";
 
 /// One kind of trouble, the agent to ask about it and the words to ask with.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(ONE_AGENT_RULE).message("name the agent once: set exactly one of agentRef and agentId"))]
+#[x_kube(validation = Rule::new(ONE_AGENT_RULE).message("name the agent once: set exactly one of agentRef, agentId and agent"))]
 pub struct EventConfiguration {
     /// The kind of trouble: pod-restart, pod-pending, oom-kill or probe-failed.
     pub event_type: EventType,
 
-    /// The kagent Agent to ask. Exactly one of agentRef and agentId must be set.
+    /// The kagent Agent to ask. Exactly one of agentRef, agentId and agent must be set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_ref: Option<AgentRef>,
 
     /// The kagent Agent to ask, as "namespace/name", or "name" for one in the Hook's own namespace.
-    /// Exactly one of agentRef and agentId must be set.
+    /// Exactly one of agentRef, agentId and agent must be set.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 317))]
     #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[-A-Za-z0-9_][-A-Za-z0-9_.]*$')")
         .message("write an agent as \"namespace/name\" or \"name\": letters, digits, '-', '_' and '.', at most one '/'"))]
     pub agent_id: Option<String>,
+
+    /// The A2A agent to ask directly, without kagent. The operator's settings must allow its host
+    /// (directAgentHosts). Exactly one of agentRef, agentId and agent must be set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentEndpoint>,
 
     /// What to ask, in Go template syntax: {{.ResourceName}}, {{.Namespace}}, {{.EventType}},
     /// {{.EventName}}, {{.EventTime}}, {{.EventMessage}}, {{.Reason}}, {{.Message}}, {{.Timestamp}},
@@ -249,6 +261,88 @@ pub struct AgentRef {
     #[x_kube(validation = Rule::new("self == '' || self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
         .message("a namespace has small letters, digits and '-', and begins and ends with a letter or a digit"))]
     pub namespace: Option<String>,
+}
+
+/// An A2A agent that is asked directly.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentEndpoint {
+    /// Where it is: the address under which its card (/.well-known/agent-card.json) is served, or that of
+    /// its JSON-RPC endpoint. http or https, without user, query and fragment.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@ ]+(/[^?# ]*)?$')")
+        .message("url looks like https://agent.example.com/path: http or https, without user, query and fragment"))]
+    pub url: String,
+
+    /// The credential to send, from a Secret. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AgentAuth>,
+
+    /// The certificate authority to trust for https, in PEM, from a Secret; the system's are not trusted then.
+    /// Default: the system's certificate authorities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<AgentCa>,
+
+    /// The version of A2A it speaks, "0.3" or "1.0". Default: found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+}
+
+// Headers that say where a request goes, what it is, or who passed it on: not for the author of a Hook to set.
+macro_rules! own_headers {
+    () => {
+        "(?i)^(host|content-.*|transfer-encoding|te|trailer|connection|keep-alive|upgrade|expect|range|accept.*|user-agent|proxy-.*|forwarded|via|x-forwarded-.*|x-real-ip|x-original-.*|x-http-method.*|a2a-.*|traceparent|tracestate|baggage)$"
+    };
+}
+
+/// Whether a credential may be sent as this header.
+pub fn is_for_credentials(header: &str) -> bool {
+    let name = header.to_ascii_lowercase();
+    let known = own_headers!().trim_start_matches("(?i)^(").trim_end_matches(")$");
+    let own = known.split('|').any(|own| match own.strip_suffix(".*") {
+        Some(start) => name.starts_with(start),
+        None => name == own,
+    });
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) && !own
+}
+
+/// A credential for an agent.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentAuth {
+    /// The Secret with the value; default of its key: token.
+    pub secret_ref: SecretRef,
+    /// The header that carries the value, as it is. Default: Authorization, with "Bearer " before the value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new(concat!("self.matches('^[-A-Za-z0-9_]+$') && !self.matches('", own_headers!(), "')"))
+        .message("header must be one for credentials, such as X-API-Key: letters, digits, '-' and '_', and none that HTTP, A2A or proxies use"))]
+    pub header: Option<String>,
+}
+
+/// A certificate authority for an agent.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentCa {
+    /// The Secret with the certificates; default of its key: ca.crt.
+    pub secret_ref: SecretRef,
+}
+
+/// Names a value in a Secret of the Hook's own namespace.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')")
+        .message("the name of a Secret has small letters, digits, '-' and '.'"))]
+    pub name: String,
+    /// Key in the Secret.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-A-Za-z0-9_.]+$')")
+        .message("a key in a Secret has letters, digits, '-', '_' and '.'"))]
+    pub key: Option<String>,
 }
 
 /// A kind of trouble.
@@ -364,7 +458,7 @@ pub struct ActiveEvent {
     /// UID of the pod the trouble was last seen on.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
-    /// The agent asked, namespace/name.
+    /// The agent asked: namespace/name, or the URL of one that is asked directly.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent: String,
 
@@ -423,7 +517,16 @@ pub struct ActiveEvent {
     pub answer: Option<String>,
     /// How the agent's task ended.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<crate::incident::outcome::EndState>,
+    pub outcome: Option<EndState>,
+    /// Where a person reads the session; only with the operator's setting kagentUiUrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_url: Option<String>,
+    /// The version of A2A the agent was asked in.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Tokens that this episode has cost so far, where the agent tells.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Usage>,
 
     /// Name of the Event, or of the pod, that told of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -545,6 +648,8 @@ pub enum Reason {
     BackingOff,
     /// pending: the agent has failed in a row; one probe at a time tells when it is back.
     CircuitOpen,
+    /// pending: what the agent needs to be asked is missing; the condition Stalled says what.
+    AgentNotReady,
     /// pending: a whole round of attempts failed.
     AgentCallFailed,
     /// pending: the Hook is suspended.
@@ -582,6 +687,7 @@ impl Reason {
             Self::WaitingForSlot => "WaitingForSlot",
             Self::BackingOff => "BackingOff",
             Self::CircuitOpen => "CircuitOpen",
+            Self::AgentNotReady => "AgentNotReady",
             Self::AgentCallFailed => "AgentCallFailed",
             Self::Suspended => "Suspended",
             Self::Calling => "Calling",

@@ -15,6 +15,8 @@ use prometheus::{
     Opts, Registry, TextEncoder, core::Collector,
 };
 
+use crate::incident::outcome;
+
 /// Declares an enum whose variants are the values of a label.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -174,6 +176,7 @@ pub struct Metrics {
     reconcile_duration: Histogram,
     reconcile_errors: IntCounterVec,
     transitions: IntCounterVec,
+    tokens: IntCounterVec,
     overflow: IntGauge,
     inflight: IntGauge,
     notices_dropped: IntCounter,
@@ -279,6 +282,11 @@ impl Metrics {
                 "khook_incident_transitions_total",
                 "Phases that incidents went into, with the reason.",
                 &["event_type", "to", "reason"],
+            ),
+            tokens: counters(
+                "khook_agent_tokens_total",
+                "Tokens that agents say their runs have used, by what for; reported by some agents only.",
+                &["agent", "kind"],
             ),
             overflow: gauge("khook_overflow", "Incidents that have no room in their Hook's status."),
             inflight: gauge("khook_inflight_calls", "Calls to agents in flight."),
@@ -390,6 +398,14 @@ impl Metrics {
     /// An incident of `event_type` went into the phase `to`; `reason` may be empty.
     pub fn transition(&self, event_type: &'static str, to: &'static str, reason: &'static str) {
         self.transitions.with_label_values(&[event_type, to, reason]).inc();
+    }
+
+    /// A run of `agent` has used these tokens.
+    pub fn tokens(&self, agent: &str, usage: outcome::Usage) {
+        let other = usage.total.saturating_sub(usage.prompt.saturating_add(usage.answer));
+        for (kind, count) in [("prompt", usage.prompt), ("answer", usage.answer), ("other", other)] {
+            self.tokens.with_label_values(&[agent, kind]).inc_by(u64::try_from(count).unwrap_or_default());
+        }
     }
 
     /// A Kubernetes Event about a Hook could not be published.

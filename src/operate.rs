@@ -21,12 +21,14 @@ use uuid::Uuid;
 
 use crate::{
     agent::{
-        self, Kagent, KagentConfig,
+        self, Agents, Kagent, KagentConfig,
+        direct::{Direct, DirectConfig},
         pool::{Limits, Pool},
     },
     client::Clients,
     config::{Credential, Settings},
     hook::Hook,
+    incident::policy::Policy,
     metrics::{Metrics, Watch},
     notice::Notices,
     otlp::Traces,
@@ -78,7 +80,14 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
     let Operation { settings, clients, process, metrics, traces, health, leads, stop } = operation;
     let (hooks, writer) = reflector::store::<Hook>();
     let (poke, pokes) = mpsc::unbounded();
-    let policy = settings.policy();
+    let mut policy = settings.policy();
+    if !policy.direct_agents.is_empty() {
+        // Without these addresses a Hook could have the apiserver asked.
+        let addresses = clients.addresses().await;
+        let (apiserver, own) =
+            addresses.map_err(|error| format!("the apiserver's address cannot be found out: {error}"))?;
+        policy.direct_agents = policy.direct_agents.never(apiserver, own);
+    }
     let wake = poke.clone();
     let pool = Pool::new(
         Limits { total: settings.call_slots, per_agent: settings.call_slots_per_agent },
@@ -95,9 +104,14 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
             .map_or_else(|| process.to_string(), |pod| format!("{pod}_{process}")),
         pod: settings.pod_name.clone(),
     };
+    let agents = Agents::new(
+        Kagent::new(kagent_config(&settings))?,
+        settings.kagent_protocol.0,
+        Direct::new(direct_config(&settings, &policy), clients.request.clone()),
+    );
     let context = Arc::new(Context {
         hooks: hooks.clone(),
-        kagent: Kagent::new(kagent_config(&settings))?,
+        agents,
         pool,
         pace: pace(&settings),
         notices: Notices::start(clients.request.clone(), process.name.clone(), metrics.clone()),
@@ -288,6 +302,7 @@ async fn terms(context: Arc<Context>) {
 fn kagent_config(settings: &Settings) -> KagentConfig {
     KagentConfig {
         user_id: settings.kagent_user_id.clone(),
+        quote: settings.show_answers,
         credential: match settings.credential() {
             Credential::None => agent::Credential::None,
             Credential::Key(key) => agent::Credential::Key(key.expose().to_owned()),
@@ -298,6 +313,18 @@ fn kagent_config(settings: &Settings) -> KagentConfig {
         lookup_timeout: settings.session_timeout(),
         connect_timeout: settings.session_timeout().min(Duration::from_secs(10)),
         ..KagentConfig::new(settings.kagent_base_url.as_str())
+    }
+}
+
+fn direct_config(settings: &Settings, policy: &Policy) -> DirectConfig {
+    let kagent = kagent_config(settings);
+    DirectConfig {
+        hosts: policy.direct_agents.clone(),
+        api_timeout: kagent.api_timeout,
+        connect_timeout: kagent.connect_timeout,
+        lookup_timeout: kagent.lookup_timeout,
+        max_body: kagent.max_body,
+        quote: kagent.quote,
     }
 }
 

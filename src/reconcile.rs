@@ -30,19 +30,20 @@ use tracing::{debug, error, warn};
 
 use crate::{
     agent::{
-        self, AgentCall, Follow, Kagent,
+        self, AgentCall, Agents, Follow, Inquiry,
         pool::{Pool, Slot},
     },
     client::Clients,
     hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, StandingState},
     incident::{
+        breaker::Allow,
         key,
         lifecycle::NoticeKind,
-        outcome::{AgentName, EndState, Ended, Lookup, Reply},
+        outcome::{AgentName, DirectAgent, EndState, Ended, Lookup, Reply},
         plan::{self, Activity, Claims, Inputs, News, Outcome, Plan, Urgency},
         policy::Policy,
         prompt::{self, EventContext, Repeat},
-        rules::{Rule, Rules},
+        rules::{Problem, Rule, Rules},
         signal::{Nature, Signal},
     },
     metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
@@ -65,7 +66,7 @@ pub struct Context {
     /// The ways to the apiserver.
     pub clients: Clients,
     /// The way to agents.
-    pub kagent: Kagent,
+    pub agents: Agents,
     /// Slots and breakers.
     pub pool: Arc<Pool<ObjectRef<Hook>>>,
     /// Spans and bounds of the state machine.
@@ -142,6 +143,15 @@ pub struct Room {
     inbox: Mutex<Inbox>,
     mind: tokio::sync::Mutex<Mind>,
     following: Mutex<HashSet<String>>,
+    needs: Mutex<Needs>,
+}
+
+/// What the direct agents of a Hook need, when it was last looked at.
+#[derive(Default)]
+struct Needs {
+    /// The generation it was looked at for, and when.
+    looked: Option<(Option<i64>, Instant)>,
+    missing: Vec<(AgentName, Problem)>,
 }
 
 /// What no committed write contains yet.
@@ -461,6 +471,7 @@ impl Context {
                 inbox: Mutex::default(),
                 mind: tokio::sync::Mutex::new(mind),
                 following: Mutex::default(),
+                needs: Mutex::default(),
             })
         };
         lock(&self.rooms).entry(uid).or_insert_with(make).clone()
@@ -501,14 +512,17 @@ impl Context {
             return Ok(Action::await_change());
         }
         let rules = mind.rules(&hook, &self.policy);
+        let (rules, look_again) =
+            if leading { self.with_needs(&hook, rules, &room).await } else { (rules, None) };
         // A claim whose acknowledgement was lost comes first: it takes up slots that would be claimed again.
         if read_back {
             self.begin(&hook, &rules, &room, mind, HashMap::new(), leading);
         }
-        let mut wake: Option<Duration> = None;
+        let mut wake: Option<Duration> = look_again;
         if leading {
             if !self.hear_recent(&hook, &rules, &room, mind).await {
-                wake = Some(self.pace.retry.max(Duration::from_secs(1)));
+                let soon = self.pace.retry.max(Duration::from_secs(1));
+                wake = Some(wake.map_or(soon, |wake| wake.min(soon)));
             }
             self.compare(&hook, &rules, &room, mind);
         }
@@ -652,13 +666,24 @@ impl Context {
         let unmoved = self.foreign_claims(status, mind);
         let (signals, outcomes, taken) = room.inputs(leading);
         let agents: BTreeSet<&AgentName> = rules.configurations.iter().map(|rule| &rule.agent).collect();
+        let not_ready: BTreeSet<AgentName> =
+            lock(&room.needs).missing.iter().map(|(agent, _)| agent.clone()).collect();
+        let capacity_at = |now| {
+            let mut capacity = self.pool.capacity(agents.iter().copied(), now);
+            capacity.may_claim = leading;
+            for (agent, capacity) in &mut capacity.agents {
+                if not_ready.contains(agent) {
+                    capacity.allow = Allow::NotReady;
+                }
+            }
+            capacity
+        };
         let uid = hook.uid().unwrap_or_default();
         let namespace = hook.namespace().unwrap_or_default();
         // Another Hook may take a slot between the look and the grasp; then the plan is made anew.
         for attempt in 0.. {
             let now = now();
-            let mut capacity = self.pool.capacity(agents.iter().copied(), now);
-            capacity.may_claim = leading;
+            let mut capacity = capacity_at(now);
             if attempt >= MAX_PLANS {
                 capacity.slots = 0;
             }
@@ -690,8 +715,7 @@ impl Context {
             if plan.waits_for_capacity && leading {
                 // Wait first, then look again: a slot given back in between must not go unnoticed.
                 self.pool.wait(room.hook.clone(), agents.iter().copied());
-                let mut again = self.pool.capacity(agents.iter().copied(), now);
-                again.may_claim = leading;
+                let again = capacity_at(now);
                 if again != capacity && attempt < MAX_PLANS {
                     continue;
                 } else if again != capacity {
@@ -705,6 +729,57 @@ impl Context {
             }
         }
         unreachable!("the loop above has no end but its return")
+    }
+
+    /// The rules with what is missing for them, and when to look again. Secrets are looked at now and then: that
+    /// one is missing shows before an incident needs it.
+    async fn with_needs(
+        &self,
+        hook: &Hook,
+        rules: Arc<Rules>,
+        room: &Room,
+    ) -> (Arc<Rules>, Option<Duration>) {
+        let direct: BTreeMap<&AgentName, &Arc<DirectAgent>> = (rules.configurations.iter())
+            .filter_map(|rule| Some((&rule.agent, rule.direct.as_ref()?)))
+            .filter(|(_, direct)| direct.secrets().next().is_some())
+            .collect();
+        if direct.is_empty() {
+            lock(&room.needs).missing.clear();
+            return (rules, None);
+        }
+        let generation = hook.metadata.generation;
+        let left = {
+            let needs = lock(&room.needs);
+            let every = if needs.missing.is_empty() { NEEDS_AGE } else { MISSING_AGE };
+            let looked = needs.looked.filter(|(of, _)| *of == generation);
+            looked.and_then(|(_, at)| every.checked_sub(at.elapsed()))
+        };
+        if left.is_none() {
+            let mut missing = Vec::new();
+            for (name, agent) in direct {
+                match self.agents.examine(agent).await {
+                    Some(problems) => {
+                        missing.extend(problems.into_iter().map(|problem| (name.clone(), problem)))
+                    }
+                    // As it was.
+                    None => {
+                        missing.extend(lock(&room.needs).missing.iter().filter(|(of, _)| of == name).cloned())
+                    }
+                }
+            }
+            let mut needs = lock(&room.needs);
+            needs.looked = Some((generation, Instant::now()));
+            needs.missing = missing;
+        }
+        let missing: Vec<Problem> =
+            lock(&room.needs).missing.iter().map(|(_, problem)| problem.clone()).collect();
+        let again = left.unwrap_or(if missing.is_empty() { NEEDS_AGE } else { MISSING_AGE });
+        if missing.is_empty() {
+            return (rules, Some(again));
+        }
+        let mut rules = rules.as_ref().clone();
+        rules.problems.extend(missing);
+        (Arc::new(rules), Some(again))
     }
 
     fn foreign_claims(&self, status: &HookStatus, mind: &mut Mind) -> BTreeMap<Claim, Duration> {
@@ -801,6 +876,11 @@ impl Context {
             if !matches!(notice.kind, NoticeKind::AgentAnswered | NoticeKind::AgentCallUnknown) {
                 self.metrics.transition(type_.as_str(), phase.as_str(), reason);
             }
+            if let Some(usage) = notice.usage {
+                let agent = AgentName::read(&notice.entry.agent, &notice.entry.namespace);
+                self.metrics
+                    .tokens(&agent.map_or_else(|| notice.entry.agent.clone(), |agent| agent.label()), usage);
+            }
             self.notices.tell(&room.hook, &room.name, notice);
         }
     }
@@ -850,7 +930,7 @@ impl Context {
                         Some(rule) => {
                             let slot = slots.remove(&claim.sequence);
                             let slot = slot.or_else(|| self.pool.insist(&rule.agent, now()));
-                            let mut call = agent_call(hook, entry, &rule.agent, &rule.prompt);
+                            let mut call = agent_call(hook, entry, rule);
                             call.traceparent = self.traces.traceparent(entry);
                             self.call(room, hook, entry, claim, call, slot);
                         }
@@ -860,9 +940,11 @@ impl Context {
                 }
                 Activity::LookUp(entry, claim) => {
                     mind.busy.insert(claim.sequence);
-                    self.look_up(room, entry, claim);
+                    self.look_up(room, entry, claim, direct_of(rules, entry));
                 }
-                Activity::Follow(entry, task_id) if leading => self.follow(room, entry, task_id),
+                Activity::Follow(entry, task_id) if leading => {
+                    self.follow(room, entry, task_id, direct_of(rules, entry));
+                }
                 Activity::Follow(..) => {}
             }
         }
@@ -923,7 +1005,7 @@ impl Context {
                     lock(&opened).get_or_insert_with(now);
                     in_time() && context.wants(&hook, &entry)
                 };
-                let call = tokio::time::timeout(limit, context.kagent.call(&call, wanted));
+                let call = tokio::time::timeout(limit, context.agents.call(&call, wanted));
                 // A panic must not leave the incident firing for ever.
                 match AssertUnwindSafe(call).catch_unwind().await {
                     Ok(Ok(reply)) => reply,
@@ -949,20 +1031,36 @@ impl Context {
             if let Some(slot) = slot {
                 slot.ended(&reply);
             }
+            if matches!(reply, Reply::NotRun { .. }) {
+                // What the agent needs may be what it failed for.
+                lock(&room.needs).looked = None;
+            }
             context.post(&room, &entry, called(&entry, claim, reply));
         });
     }
 
-    fn look_up(self: &Arc<Self>, room: &Arc<Room>, entry: &ActiveEvent, claim: &Claim) {
+    fn look_up(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        entry: &ActiveEvent,
+        claim: &Claim,
+        direct: Option<Arc<DirectAgent>>,
+    ) {
         let (context, room, entry, claim) = (self.clone(), room.clone(), entry.clone(), claim.clone());
         self.tasks.spawn(async move {
             let (begun, began) = (Instant::now(), now());
-            let session = entry.session_id.clone().unwrap_or_default();
-            let message = key::message_id(&session, entry.window);
-            let lookup = AssertUnwindSafe(context.kagent.lookup(&session, &message)).catch_unwind().await;
-            let lookup = lookup.unwrap_or_else(|_| Lookup::Unavailable {
-                error: "a defect in khook ended the lookup".into(),
-            });
+            let lookup = match AgentName::read(&entry.agent, &entry.namespace) {
+                Some(agent) => {
+                    let about = about(&entry, &agent, direct.as_deref());
+                    let message = key::message_id(about.session_id, entry.window);
+                    let lookup =
+                        AssertUnwindSafe(context.agents.lookup(&about, &message)).catch_unwind().await;
+                    lookup.unwrap_or_else(|_| Lookup::Unavailable {
+                        error: "a defect in khook ended the lookup".into(),
+                    })
+                }
+                None => Lookup::Unavailable { error: format!("{:?} is no agent", entry.agent) },
+            };
             let outcome = match &lookup {
                 Lookup::Found { .. } => CallOutcome::Found,
                 Lookup::Absent => CallOutcome::Absent,
@@ -984,8 +1082,14 @@ impl Context {
     }
 
     /// Follows a task until it ends, its deadline passes, or this process no longer works.
-    fn follow(self: &Arc<Self>, room: &Arc<Room>, entry: &ActiveEvent, task_id: &str) {
-        let Ok(agent) = entry.agent.parse::<AgentName>() else { return };
+    fn follow(
+        self: &Arc<Self>,
+        room: &Arc<Room>,
+        entry: &ActiveEvent,
+        task_id: &str,
+        direct: Option<Arc<DirectAgent>>,
+    ) {
+        let Some(agent) = AgentName::read(&entry.agent, &entry.namespace) else { return };
         if !lock(&room.following).insert(task_id.to_owned()) {
             return;
         }
@@ -995,23 +1099,44 @@ impl Context {
             let asked = entry.last_notified_at.unwrap_or(entry.last_seen);
             let deadline = asked + context.policy.task_deadline;
             let mut wait = context.pace.follow_min;
+            let first = about(&entry, &agent, direct.as_deref());
+            let left = (deadline - now()).to_std().unwrap_or_default();
+            // A stream tells of the end at once; what it ended with is read all the same, for the beginning of
+            // the task may have been missed.
+            let mut listening = std::pin::pin!(context.agents.listen(&first, &task_id, left).fuse());
+            let mut heard = None;
             let ended = loop {
                 let over = tokio::time::sleep(wait);
                 tokio::select! {
                     () = over => {}
+                    ended = &mut listening => match ended {
+                        Some(ended) => heard = Some(ended),
+                        None => continue,
+                    },
                     () = context.stop.cancelled() => break None,
                 }
                 if !context.leading() || context.is_forgotten(&room) {
                     break None;
                 }
+                // As the Hook says it now: whom it does not name any more is not asked any more.
+                let direct = match context.described(&room.hook, &entry) {
+                    None if direct.is_some() => break None,
+                    now => now,
+                };
                 let begun = Instant::now();
-                let seen = context.kagent.follow(&agent, &task_id).await;
+                let about = about(&entry, &agent, direct.as_deref());
+                let mut seen = context.agents.follow(&about, &task_id).await;
                 let outcome = match &seen {
                     Follow::Running => CallOutcome::Accepted,
                     Follow::Ended(_) => CallOutcome::Ended,
                     Follow::Unavailable { .. } => CallOutcome::Unavailable,
                 };
                 context.metrics.api_call(CallKind::Follow, outcome, begun.elapsed());
+                if let Some(heard) = heard.take()
+                    && !matches!(&seen, Follow::Ended(ended) if ended.state != EndState::Lost)
+                {
+                    seen = Follow::Ended(heard);
+                }
                 if let Follow::Ended(ended) = seen {
                     debug!(
                         hook = room.name,
@@ -1023,21 +1148,30 @@ impl Context {
                     break Some(ended);
                 }
                 if now() >= deadline {
-                    break Some(Ended { state: EndState::DeadlineExceeded, answer: String::new() });
+                    break Some(Ended::silent(EndState::DeadlineExceeded));
                 }
                 wait = (wait + wait / 2).min(context.pace.follow_max);
             };
             match ended {
                 // It stays among the followed until the write that contains it has committed.
                 Some(ended) => {
-                    context.traces.tell(|| trace::follow(&room.name, &entry, asked, ended.state, now()));
-                    context.post(&room, &entry, News::TaskEnded(task_id, ended));
+                    context.traces.tell(|| trace::follow(&room.name, &entry, asked, &ended, now()));
+                    context.post(&room, &entry, News::TaskEnded(task_id.clone(), ended));
                 }
                 None => {
                     lock(&room.following).remove(&task_id);
                 }
             }
         });
+    }
+
+    /// How the agent of an entry is asked, as its Hook says now.
+    fn described(&self, hook: &ObjectRef<Hook>, entry: &ActiveEvent) -> Option<Arc<DirectAgent>> {
+        if !entry.agent.contains("://") {
+            return None;
+        }
+        let hook = self.hooks.get(hook)?;
+        direct_of(&Rules::parse(&hook.spec, &hook.namespace().unwrap_or_default(), &self.policy), entry)
     }
 
     fn is_forgotten(&self, room: &Arc<Room>) -> bool {
@@ -1056,6 +1190,12 @@ const CONFLICT: &str = "conflict";
 
 /// How long calls wait for the first list of pods.
 const SIGHTLESS: Duration = Duration::from_secs(30);
+
+/// How often the Secrets of direct agents are looked at, where nothing is missing; each call reads them anew.
+const NEEDS_AGE: Duration = Duration::from_secs(120);
+
+/// The same, where something is missing.
+const MISSING_AGE: Duration = Duration::from_secs(10);
 
 /// How often a pod is asked for on behalf of an Event.
 const MAX_QUESTIONS: u32 = 5;
@@ -1191,6 +1331,16 @@ impl Mind {
     }
 }
 
+/// How the agent of an entry is asked, as far as its Hook still says.
+fn direct_of(rules: &Rules, entry: &ActiveEvent) -> Option<Arc<DirectAgent>> {
+    rules.of(entry)?.direct.clone()
+}
+
+fn about<'a>(entry: &'a ActiveEvent, agent: &'a AgentName, direct: Option<&'a DirectAgent>) -> Inquiry<'a> {
+    let session_id = entry.session_id.as_deref().unwrap_or_default();
+    Inquiry { agent, direct, session_id, protocol: entry.protocol }
+}
+
 // What became of the call that this entry was claimed for.
 fn called(entry: &ActiveEvent, claim: Claim, reply: Reply) -> News {
     match entry.status {
@@ -1199,7 +1349,7 @@ fn called(entry: &ActiveEvent, claim: Claim, reply: Reply) -> News {
     }
 }
 
-fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str) -> AgentCall {
+fn agent_call(hook: &Hook, entry: &ActiveEvent, rule: &Rule) -> AgentCall {
     let context = EventContext {
         hook_name: hook.name_any(),
         hook_namespace: hook.namespace().unwrap_or_default(),
@@ -1221,12 +1371,13 @@ fn agent_call(hook: &Hook, entry: &ActiveEvent, agent: &AgentName, prompt: &str)
             (key::farewell_id(&session_id, entry.window), prompt::farewell(&context, reason, at))
         }
         None => {
-            let message = prompt::message(prompt, &context, Repeat::of(entry).as_ref());
+            let message = prompt::message(&rule.prompt, &context, Repeat::of(entry).as_ref());
             (key::message_id(&session_id, entry.window), message)
         }
     };
     AgentCall {
-        agent: agent.clone(),
+        agent: rule.agent.clone(),
+        direct: rule.direct.clone(),
         message_id,
         session_id,
         session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),

@@ -8,6 +8,7 @@
 //! │  └─ message                     handing over the message
 //! ├─ lookup                         only where it is not known whether the message arrived
 //! ├─ follow                         acceptance to the end of the agent's task
+//! ├─ farewell                       telling the agent that it is resolved, where the Hook wants that
 //! └─ repeat pod-restart             the next window: the same again, from when it was due
 //! ```
 //!
@@ -31,7 +32,7 @@ use crate::{
     hook::{ActiveEvent, Claim, HookStatus, Phase, Reason},
     incident::{
         lifecycle::excerpt_of,
-        outcome::{EndState, Lookup, Reply},
+        outcome::{AgentName, EndState, Ended, Lookup, Reply},
     },
 };
 
@@ -57,7 +58,7 @@ pub struct Called<'a> {
 /// part of the trace. None where the incident has no id to derive from.
 pub fn traceparent(entry: &ActiveEvent) -> Option<String> {
     let trace = trace_id(entry)?;
-    let call = Uuid::from_u64_pair(u64::from_be_bytes(span_id(trace, entry, CALL)), 0);
+    let call = Uuid::from_u64_pair(u64::from_be_bytes(span_id(trace, entry, kind_of_call(entry))), 0);
     // Version 00, flags 01: sampled. The flag for random ids (02) would be true, but the Go library that
     // kagent uses has long refused a header with flags it does not know.
     Some(format!("00-{}-{}-01", trace.simple(), &call.simple().to_string()[..16]))
@@ -105,15 +106,16 @@ pub fn call(hook: &str, entry: &ActiveEvent, called: &Called, now: DateTime<Utc>
             Some((outcome, error.as_str()))
         }
     };
-    let attempt = ("khook.attempt", int(entry.attempts));
+    let attempt = ("khook.attempt", int(attempts(entry)));
+    let kind = kind_of_call(entry);
     let part = |name, from, to, error| {
         let span = span(hook, entry, name, SpanKind::Internal, (from, to), [attempt.clone()], error)?;
-        Some(Span { parent_span_id: span_id(trace_id(entry)?, entry, CALL).to_vec(), ..span })
+        Some(Span { parent_span_id: span_id(trace_id(entry)?, entry, kind).to_vec(), ..span })
     };
     let session = part("session", began, opened.unwrap_or(now), error.filter(|_| opened.is_none()));
     let message = opened.and_then(|opened| part("message", opened, now, error));
     let about = [attempt.clone(), ("khook.outcome", text(outcome))];
-    let whole = span(hook, entry, CALL, SpanKind::Client, (claim.at, now), about, error);
+    let whole = span(hook, entry, kind, SpanKind::Client, (claim.at, now), about, error);
     [whole, session, message].into_iter().flatten().collect()
 }
 
@@ -141,17 +143,36 @@ pub fn follow(
     hook: &str,
     entry: &ActiveEvent,
     accepted: DateTime<Utc>,
-    state: EndState,
+    ended: &Ended,
     now: DateTime<Utc>,
 ) -> Option<Span> {
-    let word = state.to_string();
-    let error = is_failure(state).then_some((word.as_str(), "the agent's task did not end with an answer"));
-    let about = [("khook.outcome", text(word.as_str()))];
+    let word = ended.state.to_string();
+    let failed = is_failure(ended.state);
+    let error = failed.then_some((word.as_str(), "the agent's task did not end with an answer"));
+    let mut about = vec![("khook.outcome", text(word.as_str()))];
+    if let Some(usage) = ended.usage {
+        about.push(("gen_ai.usage.input_tokens", Value::IntValue(usage.prompt)));
+        about.push(("gen_ai.usage.output_tokens", Value::IntValue(usage.answer)));
+    }
     span(hook, entry, "follow", SpanKind::Internal, (accepted, now), about, error)
 }
 
 /// What the spans of an attempt, and those of the agent's side, hang on.
 const CALL: &str = "call";
+
+/// The same of the message that an incident is resolved.
+const FAREWELL: &str = "farewell";
+
+fn kind_of_call(entry: &ActiveEvent) -> &'static str {
+    if entry.status == Phase::Resolved { FAREWELL } else { CALL }
+}
+
+fn attempts(entry: &ActiveEvent) -> i32 {
+    match &entry.farewell {
+        Some(farewell) if entry.status == Phase::Resolved => farewell.attempts,
+        _ => entry.attempts,
+    }
+}
 
 /// Bytes of an error.
 const MAX_ERROR: usize = 256;
@@ -240,7 +261,10 @@ fn span(
     error: Option<(&str, &str)>,
 ) -> Option<Span> {
     let trace = trace_id(entry)?;
-    let agent = entry.agent.rsplit('/').next().unwrap_or_default();
+    let agent = match AgentName::read(&entry.agent, &entry.namespace) {
+        Some(AgentName::Kagent { name, .. }) => name,
+        _ => entry.agent.clone(),
+    };
     let mut attributes = vec![
         attribute("k8s.namespace.name", text(entry.namespace.as_str())),
         attribute("k8s.pod.name", text(entry.resource_name.as_str())),
@@ -302,7 +326,9 @@ fn window_id(trace: Uuid, window: i32) -> [u8; 8] {
 }
 
 fn span_id(trace: Uuid, entry: &ActiveEvent, name: &str) -> [u8; 8] {
-    derived(trace, &format!("{name}\n{}\n{}", entry.window, entry.attempts))
+    // The parts of a farewell are others than those of the call before it.
+    let of = if entry.status == Phase::Resolved { FAREWELL } else { "" };
+    derived(trace, &format!("{of}{name}\n{}\n{}", entry.window, attempts(entry)))
 }
 
 // Never zero, which is no id: the version stands in it.
@@ -387,7 +413,7 @@ mod tests {
             let entry = self.bench.entry().clone();
             let accepted = entry.last_notified_at.expect("a call");
             let task = entry.task_id.clone().expect("a task");
-            self.spans.extend(follow(HOOK, &entry, accepted, state, at(seconds)));
+            self.spans.extend(follow(HOOK, &entry, accepted, &Ended::silent(state), at(seconds)));
             let ended = Ended { state, ..completed("hunter2 is the answer") };
             self.turn(&[], &[outcome_of(&entry, News::TaskEnded(task, ended))], seconds)
         }
@@ -606,7 +632,7 @@ incident pod-restart 0..220 Completed
         for none in [None, Some("session-of-an-earlier-khook".into()), Some(Uuid::nil().to_string())] {
             entry.session_id = none;
             assert_eq!(traceparent(&entry), None);
-            assert_eq!(follow(HOOK, &entry, at(0), EndState::Completed, at(1)), None);
+            assert_eq!(follow(HOOK, &entry, at(0), &Ended::silent(EndState::Completed), at(1)), None);
         }
     }
 

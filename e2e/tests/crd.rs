@@ -70,6 +70,11 @@ async fn the_crd_and_every_field_of_a_hook_are_taken_without_a_warning() -> Resu
         &[
             configuration(json!({"for": "0s", "repeatInterval": "1h30m", "resolveTimeout": "24h"})),
             configuration(json!({"agentId": null, "agentRef": {"name": "b", "namespace": "kagent"}})),
+            configuration(json!({"agentId": null, "agent": {
+                "url": "https://agent.example.com/a2a", "protocol": "1.0",
+                "auth": {"secretRef": {"name": "triage", "key": "key"}, "header": "X-API-Key"},
+                "ca": {"secretRef": {"name": "triage", "key": "ca.crt"}},
+            }})),
         ],
     );
     let hooks = format!("/apis/kagent.dev/v1alpha2/namespaces/{}/hooks", world.namespace);
@@ -113,7 +118,7 @@ async fn what_cannot_work_is_refused_at_apply_in_words_a_person_understands() ->
     let one = |changes| vec![configuration(changes)];
     let twice = |a, b| vec![configuration(a), configuration(b)];
     let by_ref = |name: &str, namespace: &str| json!({"agentId": null, "agentRef": {"name": name, "namespace": namespace}});
-    const AGENTS: &str = "name the agent once: set exactly one of agentRef and agentId";
+    const AGENTS: &str = "name the agent once: set exactly one of agentRef, agentId and agent";
     const ID: &str = "write an agent as \"namespace/name\" or \"name\"";
     const NAME: &str = "the name of an agent has letters, digits, '-', '_' and '.'";
     const NAMESPACE: &str = "a namespace has small letters, digits and '-'";
@@ -121,10 +126,31 @@ async fn what_cannot_work_is_refused_at_apply_in_words_a_person_understands() ->
     const FOR: &str = "for is a span of time such as 0s, 90s, 5m or 1h30m, at most 24h";
     const REPEAT: &str = "repeatInterval is a span of time such as 90s, 5m or 1h30m, from 10s to 24h";
     const RESOLVE: &str = "resolveTimeout is a span of time such as 90s, 5m or 1h30m, from 10s to 24h";
+    const URL: &str =
+        "url looks like https://agent.example.com/path: http or https, without user, query and fragment";
+    let direct = |url: &str| json!({"agentId": null, "agent": {"url": url}});
+    let with = |fields: Value| {
+        let mut changes = direct("https://a.example.com/");
+        for (field, value) in fields.as_object().unwrap() {
+            changes["agent"][field] = value.clone();
+        }
+        changes
+    };
     const FIRST: &str = "spec.eventConfigurations[0]";
     let mut cases: Vec<(Vec<Value>, Vec<&str>)> = vec![
         (one(json!({"agentId": null})), vec![FIRST, AGENTS]),
         (one(json!({"agentRef": {"name": "b"}})), vec![FIRST, AGENTS]),
+        (one(json!({"agent": {"url": "https://a.example.com/"}})), vec![FIRST, AGENTS]),
+        (
+            one(
+                json!({"agentId": null, "agentRef": {"name": "b"}, "agent": {"url": "https://a.example.com/"}}),
+            ),
+            vec![FIRST, AGENTS],
+        ),
+        (
+            one(json!({"agentRef": {"name": "b"}, "agent": {"url": "https://a.example.com/"}})),
+            vec![FIRST, AGENTS],
+        ),
         (one(json!({"eventType": null})), vec![FIRST, "eventType: Required value"]),
         (
             one(json!({"eventType": "pod-crash"})),
@@ -154,6 +180,40 @@ async fn what_cannot_work_is_refused_at_apply_in_words_a_person_understands() ->
         // However it was written.
         (twice(by_ref("a", "kagent"), json!({"agentId": "kagent/a"})), vec![TWICE]),
         (twice(json!({"agentId": null, "agentRef": {"name": "a"}}), json!({"agentId": "a"})), vec![TWICE]),
+        (twice(direct("https://a.example.com/"), direct("https://a.example.com/")), vec![TWICE]),
+        // However its credential is written.
+        (
+            twice(direct("https://a.example.com/"), with(json!({"auth": {"secretRef": {"name": "a"}}}))),
+            vec![TWICE],
+        ),
+        (one(json!({"agentId": null, "agent": {}})), vec!["agent.url: Required"]),
+        (one(direct("")), vec!["agent.url", "at least 1 chars long"]),
+        (one(direct(&format!("https://a.example.com/{}", "x".repeat(512)))), vec!["agent.url: Too long"]),
+        (
+            one(with(json!({"protocol": "2.0"}))),
+            vec!["agent.protocol: Unsupported value", "\"0.3\", \"1.0\""],
+        ),
+        (one(with(json!({"auth": {}}))), vec!["agent.auth.secretRef: Required"]),
+        (
+            one(with(json!({"auth": {"secretRef": {"key": "a"}}}))),
+            vec!["agent.auth.secretRef.name: Required"],
+        ),
+        (
+            one(with(json!({"auth": {"secretRef": {"name": "A/b"}}}))),
+            vec!["agent.auth.secretRef.name", "the name of a Secret has small letters, digits, '-' and '.'"],
+        ),
+        (
+            one(with(json!({"ca": {"secretRef": {"name": "a", "key": "b/c"}}}))),
+            vec!["agent.ca.secretRef.key", "a key in a Secret has letters, digits, '-', '_' and '.'"],
+        ),
+        (
+            one(with(json!({"auth": {"secretRef": {"name": "a"}, "header": "Transfer-Encoding"}}))),
+            vec!["agent.auth.header", "none that HTTP, A2A or proxies use"],
+        ),
+        (
+            one(with(json!({"auth": {"secretRef": {"name": "a"}, "header": "X Key"}}))),
+            vec!["agent.auth.header", "header must be one for credentials"],
+        ),
         (one(by_ref("", "kagent")), vec!["agentRef.name", "at least 1 chars long"]),
         (one(by_ref("a b", "kagent")), vec!["agentRef.name", NAME]),
         (one(by_ref("kagent/a", "")), vec!["agentRef.name", NAME, "agentRef.namespace"]),
@@ -165,6 +225,22 @@ async fn what_cannot_work_is_refused_at_apply_in_words_a_person_understands() ->
     ];
     for id in ["a/b/c", "/a", "a/", "/", "a b", "Kagent/a", "ns/..", "../a", "a\n", "a%2fb", "a?b", "-ns/a"] {
         cases.push((one(json!({"agentId": id})), vec!["eventConfigurations[0].agentId", ID]));
+    }
+    let bad_urls = [
+        "agent.example.com",
+        "ftp://a.example.com/",
+        "https://",
+        "https:///a2a",
+        "https://user:password@a.example.com/",
+        "https://a.example.com?x",
+        "https://a.example.com/a2a?x=y",
+        "https://a.example.com/#card",
+        "https://a example.com/",
+        "https://a.example.com/a b",
+        " https://a.example.com/",
+    ];
+    for url in bad_urls {
+        cases.push((one(direct(url)), vec!["eventConfigurations[0].agent.url", URL]));
     }
     let bad =
         ["", "5", "s", "1d", "-5m", "+5m", "5 m", "5M", "1h 30m", "25h", "1441m", "100000s", "1e3s", ".5s"];
@@ -211,6 +287,15 @@ async fn what_can_work_applies() -> Result<()> {
         vec![configuration(json!({"agentId": null, "agentRef": {"name": "a", "namespace": ""}}))],
         vec![configuration(json!({"prompt": "x"}))],
     ];
+    for url in ["http://127.0.0.1:8080", "https://a.example.com/a2a/v1", "http://[::1]:8080/", "http://a/b@c"]
+    {
+        cases.push(vec![
+            configuration(json!({"agentId": null, "agent": {"url": url}})),
+            // The same agent about other trouble, and another one about this.
+            configuration(json!({"agentId": null, "agent": {"url": url}, "eventType": "oom-kill"})),
+            configuration(json!({"agentId": null, "agent": {"url": "https://b.example.com/"}})),
+        ]);
+    }
     for name in ["A", "K8s_Agent", "a.b", "_a", "a_", "-a", "9", "kagent/K8s_Agent", "n-1/a"] {
         cases.push(vec![configuration(json!({"agentId": name}))]);
     }

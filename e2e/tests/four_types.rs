@@ -366,7 +366,7 @@ async fn a_repeat_counts_inside_the_window_and_is_told_in_the_same_session_after
     assert!(!first.text.contains("notification"), "{}", first.text);
     assert!(
         second.text.contains(&format!(
-            "This incident was reported before, at {}, and is still happening or has happened again; \
+            "This incident was reported before, at {}, and is still happening: it was not resolved in between; \
              this is notification 2 of it in this session.",
             stamp(notified.last_notified_at.unwrap())
         )),

@@ -7,11 +7,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use khook::{
-    agent::{Follow, session::MadeUp},
+    agent::{
+        Follow,
+        a2a::{Card, Response, StreamEvent, Task},
+        session::MadeUp,
+    },
     hook::{ActiveEvent, Claim, HookSpec, Phase, Reason},
     incident::{
         lifecycle::{self, Effects, Input, Scene},
-        outcome::{AgentName, EndState, Ended, Lookup, Reply},
+        outcome::{EndState, Ended, Lookup, Reply},
         policy::Policy,
         rules::Rules,
     },
@@ -31,7 +35,6 @@ const KEY: &str = "s3cr3t-t0k3n";
 pub fn answer(data: &[u8]) {
     let (status, headers, body) = parse(data);
     let Some(answer) = MadeUp::new(status, headers, body.to_vec(), KEY) else { return };
-    let agent = AgentName { namespace: "kagent".into(), name: "k8s-agent".into() };
     // What is skipped may be anything that looks like JSON; a `Value` cannot be, and is null then.
     let sound = (200..300).contains(&status) && serde_json::from_slice::<IgnoredAny>(body).is_ok();
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -44,10 +47,10 @@ pub fn answer(data: &[u8]) {
         }
     }
 
-    let reply = answer.message(&agent);
-    assert_eq!(reply, answer.message(&agent));
+    let reply = answer.message();
+    assert_eq!(reply, answer.message());
     is_fair(&reply, status);
-    if let Reply::Accepted { task_id, ended } = &reply {
+    if let Reply::Accepted { task_id, ended, protocol: None } = &reply {
         // serde reads a struct from a list too: its first item is the result then.
         let result = value.get("result").or(value.get(0));
         assert!(sound && (value.is_null() || result.is_some_and(|result| !result.is_null())));
@@ -77,6 +80,29 @@ pub fn answer(data: &[u8]) {
         }
         Lookup::Unavailable { error } | Lookup::Unsupported { error } => is_for_people(error),
     }
+
+    match answer.page(MESSAGE) {
+        Lookup::Found { task_id, ended } => {
+            assert!(sound && !task_id.is_empty());
+            ended.iter().for_each(is_without_key);
+        }
+        Lookup::Absent => assert!(sound && value.get("error").is_none_or(Value::is_null), "no list"),
+        Lookup::Unavailable { error } | Lookup::Unsupported { error } => is_for_people(&error),
+    }
+
+    // A card leads nowhere by itself, and a stream ends with what it told.
+    if let Ok(card) = serde_json::from_slice::<Card>(body) {
+        assert!(card.endpoints().iter().all(|(url, _)| !url.is_empty()));
+    }
+    let mut task = Task::default();
+    for line in body.split(|byte| *byte == b'\n') {
+        if let Ok(Response { result: Some(event), .. }) =
+            serde_json::from_slice::<Response<StreamEvent>>(line)
+        {
+            task.apply(event);
+        }
+    }
+    task.ended();
 
     for follow in [answer.task(), Some(answer.task_of_agent())].into_iter().flatten() {
         match &follow {

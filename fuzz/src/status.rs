@@ -34,24 +34,39 @@ pub fn status(data: &[u8]) {
     assert_eq!(stored(&status), status, "what is read is written as it is");
     for policy in [Policy::default(), narrow()] {
         let rules = Rules::parse(&hook.spec, "shop", &policy);
-        are_sound(&rules, hook.spec.event_configurations.len());
+        are_sound(&rules, &policy, hook.spec.event_configurations.len());
         Life::new(&hook, rules, policy, status.clone()).live();
     }
 }
 
 /// Bounds that a small input reaches.
 fn narrow() -> Policy {
-    Policy { max_entries: 3, max_bytes: 6 * 1024, keep_resolved: 1, unseen_share: 0.0, ..Policy::default() }
+    Policy {
+        max_entries: 3,
+        max_bytes: 6 * 1024,
+        keep_resolved: 1,
+        unseen_share: 0.0,
+        direct_agents: "*".parse().expect("a list of hosts"),
+        show_answers: false,
+        ui_url: Some("https://kagent.example.com".into()),
+        ..Policy::default()
+    }
 }
 
-fn are_sound(rules: &Rules, configurations: usize) {
+fn are_sound(rules: &Rules, policy: &Policy, configurations: usize) {
     let errors = rules.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     assert!(rules.configurations.len() + errors >= configurations, "what is left out is told");
     let day = Duration::from_secs(24 * 60 * 60);
     let mut known = BTreeSet::new();
     for rule in &rules.configurations {
         assert!(known.insert((rule.event_type, rule.agent.clone())), "one rule for each kind and agent");
-        assert!(!rule.agent.name.is_empty() && !rule.agent.namespace.is_empty());
+        let whole = match &rule.agent {
+            AgentName::Kagent { namespace, name } => !namespace.is_empty() && !name.is_empty(),
+            AgentName::Direct { url, .. } => {
+                policy.direct_agents.allows(&url.parse().expect("a URL")).is_ok()
+            }
+        };
+        assert!(whole, "{:?}", rule.agent);
         assert!(rule.hold.is_none_or(|hold| hold <= day));
         for span in [rule.repeat_interval, rule.resolve_timeout] {
             assert!(span >= Duration::from_secs(10) && span <= day);
@@ -176,7 +191,7 @@ impl<'a> Life<'a> {
         };
         let agent = AgentCapacity { slots: 2, allow, closed_at: None };
         let agents = self.rules.configurations.iter().map(|rule| (rule.agent.clone(), agent.clone()));
-        Capacity { may_claim, slots: 3, agents: agents.collect() }
+        Capacity { may_claim, slots: 3, shared: BTreeMap::new(), agents: agents.collect() }
     }
 
     fn claims_are_fair(&self, plan: &Plan, capacity: &Capacity) {
@@ -207,7 +222,7 @@ impl<'a> Life<'a> {
             let most = match of_agent.allow {
                 Allow::All => of_agent.slots,
                 Allow::Probe => 1,
-                Allow::NoneUntil(_) | Allow::Probing => 0,
+                Allow::NoneUntil(_) | Allow::Probing | Allow::NotReady => 0,
             };
             assert!(calls <= most, "{calls} calls of {agent}, at most {most}");
         }
@@ -329,7 +344,8 @@ impl<'a> Life<'a> {
                     (entry, News::LookedUp(claim.clone(), lookup))
                 }
                 Activity::Follow(entry, task_id) => {
-                    let ended = Ended { state: EndState::Completed, answer: "Done. ".repeat(200) };
+                    let ended =
+                        Ended { state: EndState::Completed, answer: "Done. ".repeat(200), usage: None };
                     (entry, News::TaskEnded(task_id.to_owned(), ended))
                 }
             };
@@ -400,11 +416,15 @@ fn reply(turn: usize) -> Reply {
     match turn % 5 {
         0 => Reply::NotRun { error, retry_after: Some(Duration::from_secs(3600)), throttled: false },
         1 => Reply::Unknown { error },
-        2 => Reply::Accepted { task_id: Some("a6df89db-9a62-4edf-8826-2b0d605e335b".into()), ended: None },
+        2 => Reply::Accepted {
+            task_id: Some("a6df89db-9a62-4edf-8826-2b0d605e335b".into()),
+            ended: None,
+            protocol: None,
+        },
         3 => Reply::Permanent { error },
         _ => {
-            let ended = Ended { state: EndState::Failed, answer: "no \"model\"\n".repeat(100) };
-            Reply::Accepted { task_id: None, ended: Some(ended) }
+            let ended = Ended { state: EndState::Failed, answer: "no \"model\"\n".repeat(100), usage: None };
+            Reply::Accepted { task_id: None, ended: Some(ended), protocol: None }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! becomes of its outcome. Following a task holds no slot.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use crate::{
     incident::{
         breaker::{Allow, Breaker},
-        outcome::{AgentName, Reply},
+        outcome::{AgentName, DIRECT, Reply},
         plan::{AgentCapacity, Capacity},
         policy::Policy,
     },
@@ -39,8 +39,18 @@ pub struct Limits {
     pub per_agent: usize,
 }
 
+impl Limits {
+    /// Those asked directly have a half between them, and each of their hosts what one agent has: so no author of
+    /// a Hook can take all there are.
+    fn of_share(&self, share: &str) -> usize {
+        if share == DIRECT { (self.total / 2).max(1) } else { self.per_agent }
+    }
+}
+
 struct State<W> {
     used: usize,
+    /// Slots in use of those that agents share.
+    shared: HashMap<String, usize>,
     agents: HashMap<AgentName, Agent>,
     waiting: HashMap<W, Vec<AgentName>>,
 }
@@ -60,7 +70,8 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
         wake: impl Fn(W) + Send + Sync + 'static,
         now: fn() -> DateTime<Utc>,
     ) -> Arc<Self> {
-        let state = State { used: 0, agents: HashMap::new(), waiting: HashMap::new() };
+        let state =
+            State { used: 0, shared: HashMap::new(), agents: HashMap::new(), waiting: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state), limits, policy, metrics, wake: Box::new(wake), now })
     }
 
@@ -75,10 +86,18 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
             },
             None => AgentCapacity { slots: self.limits.per_agent, allow: Allow::All, closed_at: None },
         };
+        let agents: BTreeMap<AgentName, AgentCapacity> =
+            agents.map(|agent| (agent.clone(), per_agent(agent))).collect();
+        let free = |share: String| {
+            let used = state.shared.get(&share).copied().unwrap_or_default();
+            let free = self.limits.of_share(&share).saturating_sub(used);
+            (share, free)
+        };
         Capacity {
             may_claim: true,
             slots: self.limits.total.saturating_sub(state.used),
-            agents: agents.map(|agent| (agent.clone(), per_agent(agent))).collect(),
+            shared: agents.keys().flat_map(AgentName::shares).map(free).collect(),
+            agents,
         }
     }
 
@@ -104,7 +123,10 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
     fn take(self: &Arc<Self>, agent: &AgentName, now: DateTime<Utc>, insist: bool) -> Option<Slot<W>> {
         let mut guard = self.state();
         let state = &mut *guard;
-        let full = state.used >= self.limits.total;
+        let shares = agent.shares();
+        let is_used_up =
+            |share: &String| state.shared.get(share).is_some_and(|used| *used >= self.limits.of_share(share));
+        let full = state.used >= self.limits.total || shares.iter().any(is_used_up);
         let known = state.agents.entry(agent.clone()).or_default();
         let allowed = matches!(known.breaker.allow(now), Allow::All | Allow::Probe);
         if !insist && (full || known.used >= self.limits.per_agent || !allowed) {
@@ -114,6 +136,9 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
         known.used += 1;
         self.show(agent, known);
         state.used += 1;
+        for share in shares {
+            *state.shared.entry(share).or_default() += 1;
+        }
         Some(Slot { pool: self.clone(), agent: agent.clone(), probe, verdict: None })
     }
 
@@ -128,6 +153,18 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
         let state = &mut *guard;
         let was_full = state.used >= self.limits.total;
         state.used = state.used.saturating_sub(1);
+        let shares = slot.agent.shares();
+        for share in &shares {
+            if let Some(used) = state.shared.get_mut(share) {
+                *used = used.saturating_sub(1);
+                if *used == 0 {
+                    state.shared.remove(share);
+                }
+            }
+        }
+        let gains = |agent: &AgentName| {
+            *agent == slot.agent || agent.shares().iter().any(|share| shares.contains(share))
+        };
         if let Some(known) = state.agents.get_mut(&slot.agent) {
             known.used = known.used.saturating_sub(1);
             match slot.verdict {
@@ -140,7 +177,7 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
         }
         // Who waits for another agent has nothing to gain, unless there was no slot for anybody.
         let waiting: Vec<W> = (state.waiting)
-            .extract_if(|_, agents| was_full || agents.contains(&slot.agent))
+            .extract_if(|_, agents| was_full || agents.iter().any(gains))
             .map(|(who, _)| who)
             .collect();
         drop(guard);
@@ -153,7 +190,7 @@ impl<W: std::hash::Hash + Eq> Pool<W> {
             1 => BreakerState::HalfOpen,
             _ => BreakerState::Open,
         };
-        self.metrics.breaker(&agent.to_string(), state);
+        self.metrics.breaker(&agent.label(), state);
     }
 
     // Nothing here can leave the state half changed: a poisoned lock is as good as another.
@@ -206,7 +243,7 @@ mod tests {
     const NOW: fn() -> DateTime<Utc> = || DateTime::UNIX_EPOCH;
 
     fn agent(name: &str) -> AgentName {
-        AgentName { namespace: "kagent".into(), name: name.into() }
+        AgentName::kagent("kagent", name)
     }
 
     fn pool(total: usize, per_agent: usize) -> (Arc<Pool<&'static str>>, mpsc::Receiver<&'static str>) {
@@ -231,6 +268,34 @@ mod tests {
         drop(two);
         assert_eq!(pool.capacity([&a].into_iter(), NOW()).slots, 3);
         assert_eq!(pool.capacity([&a].into_iter(), NOW()).agents[&a].slots, 2);
+    }
+
+    #[test]
+    fn direct_agents_share_the_slots_of_their_host_and_half_of_all() {
+        let direct = |url: &str| AgentName::Direct { namespace: "shop".into(), url: url.into() };
+        let (pool, woken) = pool(6, 2);
+        let (one, two) = (direct("http://a/1"), direct("http://a/2"));
+        let slots = pool.reserve([&one, &two].into_iter(), NOW()).expect("two of a host");
+        assert!(
+            pool.reserve([&direct("http://a/3")].into_iter(), NOW()).is_none(),
+            "the path is anybody's choice"
+        );
+        let capacity = pool.capacity([&one, &direct("http://b/")].into_iter(), NOW());
+        assert_eq!(
+            (capacity.shared["http://a"], capacity.shared["http://b"], capacity.shared[DIRECT]),
+            (0, 2, 1)
+        );
+        let third = pool.reserve([&direct("http://b/")].into_iter(), NOW()).expect("a third");
+        assert!(pool.reserve([&direct("http://c/")].into_iter(), NOW()).is_none(), "three of six");
+        assert!(
+            pool.reserve([&agent("a"), &agent("b")].into_iter(), NOW()).is_some(),
+            "kagent's have theirs"
+        );
+        pool.wait("shop/hook", [&direct("http://a/3")].into_iter());
+        drop(slots);
+        assert_eq!(woken.try_recv(), Ok("shop/hook"));
+        drop(third);
+        assert!(pool.state().shared.is_empty());
     }
 
     #[test]

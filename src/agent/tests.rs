@@ -20,8 +20,10 @@ use wiremock::{
     matchers::{method, path},
 };
 
-use super::{AgentCall, Credential, Follow, Kagent, KagentConfig};
-use crate::incident::outcome::{AgentName, EndState, Ended, Lookup, Reply};
+mod direct;
+
+use super::{AgentCall, Agents, Credential, Follow, Inquiry, Kagent, KagentConfig, endpoint::Dialect};
+use crate::incident::outcome::{AgentName, EndState, Ended, Lookup, Protocol, Reply, Usage};
 
 macro_rules! seen {
     ($name:literal) => {
@@ -37,6 +39,8 @@ macro_rules! seen_010 {
 
 const SESSION: &str = "5a4e2a0e-7d5b-5c0e-9a51-0d6c8b1d2f10";
 const A2A: &str = "/api/a2a/kagent/k8s-agent/";
+/// What the model of the transcripts says it used.
+const USAGE: Option<Usage> = Some(Usage { prompt: 10, answer: 5, total: 15 });
 const TASK: &str = "a6df89db-9a62-4edf-8826-2b0d605e335b";
 
 fn agent() -> AgentName {
@@ -46,6 +50,7 @@ fn agent() -> AgentName {
 fn call() -> AgentCall {
     AgentCall {
         agent: agent(),
+        direct: None,
         session_id: SESSION.into(),
         session_name: "pod-restart shop/cart-0".into(),
         message_id: "0f2b8a3e-51c7-5d9f-8f34-6a1f7f0c9be2".into(),
@@ -55,20 +60,48 @@ fn call() -> AgentCall {
     }
 }
 
-fn kagent(base: &str) -> Kagent {
-    Kagent::new(KagentConfig::new(base)).unwrap()
+/// A client of kagent that speaks 0.3 and nothing else, so that every request it makes is one that counts.
+#[derive(Debug)]
+struct Client(Kagent);
+
+impl Client {
+    fn new(config: KagentConfig) -> Self {
+        Self(Kagent::new(config).unwrap())
+    }
+
+    async fn call(&self, call: &AgentCall, wanted: impl Fn() -> bool) -> Reply {
+        self.0.call(call, Dialect::Only(Protocol::V03), wanted).await
+    }
+
+    async fn lookup(&self, session_id: &str, message_id: &str) -> Lookup {
+        let about = Inquiry { agent: &agent(), direct: None, session_id, protocol: Some(Protocol::V03) };
+        self.0.lookup(&about, message_id).await
+    }
+
+    async fn follow(&self, agent: &AgentName, task_id: &str) -> Follow {
+        self.0.follow(agent, Dialect::Only(Protocol::V03), task_id).await
+    }
+}
+
+/// All agents, of the kagent at this server.
+fn agents(server: &MockServer, protocol: Option<Protocol>) -> Agents {
+    let kagent = Kagent::new(KagentConfig::new(server.uri())).unwrap();
+    Agents::new(kagent, protocol, direct::client("", Vec::new()))
+}
+
+fn kagent(base: &str) -> Client {
+    Client::new(KagentConfig::new(base))
 }
 
 /// A client that gives up soon, for servers that never answer.
-fn impatient(base: &str) -> Kagent {
+fn impatient(base: &str) -> Client {
     let soon = Duration::from_secs(1);
-    Kagent::new(KagentConfig {
+    Client::new(KagentConfig {
         api_timeout: soon,
         session_timeout: soon,
         lookup_timeout: soon,
         ..KagentConfig::new(base)
     })
-    .unwrap()
 }
 
 /// kagent, well and awake, but for its answer to the message.
@@ -129,8 +162,11 @@ async fn a_call_is_a_session_and_one_message() {
         credential: Credential::Key("t0ken".into()),
         ..KagentConfig::new(server.uri())
     };
-    let reply = Kagent::new(config).unwrap().call(&call(), || true).await;
-    assert_eq!(reply, Reply::Accepted { task_id: Some(TASK.into()), ended: None });
+    let reply = Client::new(config).call(&call(), || true).await;
+    assert_eq!(
+        reply,
+        Reply::Accepted { task_id: Some(TASK.into()), ended: None, protocol: Some(Protocol::V03) }
+    );
 
     let requests = server.received_requests().await.unwrap();
     assert_eq!(requests.len(), 2);
@@ -186,7 +222,7 @@ async fn reads_name_the_user_twice_and_carry_the_credential() {
     let server = MockServer::start().await;
     let config =
         KagentConfig { credential: Credential::Key("t0ken".into()), ..KagentConfig::new(server.uri()) };
-    let kagent = Kagent::new(config).unwrap();
+    let kagent = Client::new(config);
     kagent.lookup(SESSION, "m").await;
     kagent.follow(&agent(), TASK).await;
     let requests = server.received_requests().await.unwrap();
@@ -229,7 +265,7 @@ async fn ids_are_encoded_and_cannot_lead_elsewhere() {
             "{bad}: {lookup:?}"
         );
         assert!(matches!(kagent.follow(&agent(), bad).await, Follow::Unavailable { .. }), "{bad}");
-        let strange = AgentName { namespace: "kagent".into(), name: bad.into() };
+        let strange = AgentName::kagent("kagent", bad);
         let replies = [
             kagent.call(&AgentCall { agent: strange, ..call() }, || true).await,
             kagent.call(&AgentCall { session_id: bad.into(), ..call() }, || true).await,
@@ -245,19 +281,25 @@ async fn ids_are_encoded_and_cannot_lead_elsewhere() {
 // What the answer to a message means.
 
 #[rstest]
-#[case::blocking(seen!("send-completed.json"), EndState::Completed, "Investigated: [[delay=3]] Blocking one")]
-#[case::failed(seen!("send-failed.json"), EndState::Failed, "Error code: 500 - fake failure")]
-#[case::asks(seen!("send-input-required.json"), EndState::InputRequired, "Let me ask.\nWhich namespace?")]
+#[case::blocking(seen!("send-completed.json"), EndState::Completed, "Investigated: [[delay=3]] Blocking one", USAGE)]
+#[case::failed(seen!("send-failed.json"), EndState::Failed, "Error code: 500 - fake failure", None)]
+#[case::asks(
+    seen!("send-input-required.json"),
+    EndState::InputRequired,
+    "Let me ask.\nWhich namespace?",
+    Some(Usage { prompt: 1, answer: 1, total: 2 })
+)]
 #[tokio::test]
 async fn a_task_that_has_ended_brings_its_end(
     #[case] body: &str,
     #[case] state: EndState,
     #[case] answer: &str,
+    #[case] usage: Option<Usage>,
 ) {
     let server = answering(ok(body)).await;
     match kagent(&server.uri()).call(&call(), || true).await {
-        Reply::Accepted { task_id: Some(_), ended } => {
-            assert_eq!(ended, Some(Ended { state, answer: answer.into() }));
+        Reply::Accepted { task_id: Some(_), ended, protocol: Some(Protocol::V03) } => {
+            assert_eq!(ended, Some(Ended { state, answer: answer.into(), usage }));
         }
         other => panic!("{other:?}"),
     }
@@ -269,8 +311,11 @@ async fn a_message_is_an_answer_without_a_task() {
     let message =
         json!({"kind": "message", "role": "agent", "taskId": "t", "parts": [{"kind": "text", "text": "hi"}]});
     let server = answering(ok(&json!({"jsonrpc": "2.0", "result": message}).to_string())).await;
-    let ended = Some(Ended { state: EndState::Completed, answer: "hi".into() });
-    assert_eq!(kagent(&server.uri()).call(&call(), || true).await, Reply::Accepted { task_id: None, ended });
+    let ended = Some(Ended { state: EndState::Completed, answer: "hi".into(), usage: None });
+    assert_eq!(
+        kagent(&server.uri()).call(&call(), || true).await,
+        Reply::Accepted { task_id: None, ended, protocol: Some(Protocol::V03) }
+    );
 }
 
 #[rstest]
@@ -323,11 +368,159 @@ async fn a_message_is_an_answer_without_a_task() {
 #[case(503, "Service Unavailable", "Unknown")]
 #[case(504, "", "Unknown")]
 #[tokio::test]
-async fn a_message_is_classified_by_its_answer(#[case] status: u16, #[case] body: &str, #[case] want: &str) {
+async fn a_message_is_classified_by_its_answer(
+    #[case] status: u16,
+    #[case] body: &str,
+    #[case] want: &str,
+    #[values(Protocol::V03, Protocol::V10)] protocol: Protocol,
+) {
     let server = answering(ResponseTemplate::new(status).set_body_string(body)).await;
-    let reply = kagent(&server.uri()).call(&call(), || true).await;
+    let Client(kagent) = kagent(&server.uri());
+    let reply = kagent.call(&call(), Dialect::Only(protocol), || true).await;
     assert_eq!(told(&reply).0, want, "{reply:?}");
     assert_eq!(messages(&server).await, 1);
+}
+
+// In which dialect it is sent.
+
+/// kagent 0.9 with the 1.0 header: the request as it was recorded, and what came back for it.
+#[tokio::test]
+async fn a_message_in_1_0_names_its_version() {
+    let server = answering(ok(seen!("v1-send-submitted.json"))).await;
+    let Client(kagent) = kagent(&server.uri());
+    let reply = kagent.call(&call(), Dialect::Only(Protocol::V10), || true).await;
+    let task_id = Some("b39d11c5-448c-49e4-ba8e-00ef689297b4".into());
+    assert_eq!(reply, Reply::Accepted { task_id, ended: None, protocol: Some(Protocol::V10) });
+    let requests = server.received_requests().await.unwrap();
+    insta::assert_snapshot!(shown(&requests[1]), @r#"
+    POST http://localhost/api/a2a/kagent/k8s-agent/?user_id=admin%40kagent.dev
+    content-type: application/json
+    x-user-id: admin@kagent.dev
+    a2a-version: 1.0
+    {
+      "id": "0f2b8a3e-51c7-5d9f-8f34-6a1f7f0c9be2",
+      "jsonrpc": "2.0",
+      "method": "SendMessage",
+      "params": {
+        "configuration": {
+          "returnImmediately": true
+        },
+        "message": {
+          "contextId": "5a4e2a0e-7d5b-5c0e-9a51-0d6c8b1d2f10",
+          "messageId": "0f2b8a3e-51c7-5d9f-8f34-6a1f7f0c9be2",
+          "metadata": {
+            "khook": {
+              "eventType": "pod-restart",
+              "resource": "shop/cart-0"
+            }
+          },
+          "parts": [
+            {
+              "text": "Pod shop/cart-0 restarted.\nWhy?"
+            }
+          ],
+          "role": "ROLE_USER"
+        }
+      }
+    }
+    "#);
+}
+
+/// Answers the message in one dialect and refuses it in the other.
+async fn speaking(only: Protocol, refusal: ResponseTemplate) -> MockServer {
+    let accepted = match only {
+        Protocol::V03 => seen!("send-submitted.json"),
+        Protocol::V10 => seen!("v1-send-submitted.json"),
+    };
+    let server = MockServer::start().await;
+    let session = ResponseTemplate::new(201).set_body_string(seen!("session-created.json"));
+    Mock::given(method("POST")).and(path("/api/sessions")).respond_with(session).mount(&server).await;
+    let in_dialect = move |request: &Request| {
+        let version = request.headers.get("a2a-version").map(|version| version.to_str().unwrap().to_owned());
+        let body: Value = request.body_json().unwrap();
+        match only {
+            Protocol::V03 => version.is_none() && body["method"] == "message/send",
+            Protocol::V10 => version.as_deref() == Some("1.0") && body["method"] == "SendMessage",
+        }
+    };
+    Mock::given(path(A2A)).and(in_dialect).respond_with(ok(accepted)).mount(&server).await;
+    Mock::given(path(A2A)).respond_with(refusal).mount(&server).await;
+    server
+}
+
+#[rstest]
+#[case::no_method(ok(seen!("rpc-method.json")))]
+#[case::no_version(ok(r#"{"error":{"code":-32009,"message":"Version not supported"}}"#))]
+#[case::kagent(ResponseTemplate::new(400).set_body_string(seen!("rpc-version.txt")))]
+#[case::bad_form(ok(seen!("rpc-invalid-params.json")))]
+#[case::unprocessable(ResponseTemplate::new(422))]
+#[tokio::test]
+async fn a_refusal_of_the_dialect_is_tried_in_the_other_and_remembered(
+    #[case] refusal: ResponseTemplate,
+    #[values(Protocol::V03, Protocol::V10)] only: Protocol,
+) {
+    let server = speaking(only, refusal).await;
+    let agents = agents(&server, None);
+    for round in 0..2 {
+        match agents.call(&call(), || true).await {
+            Reply::Accepted { protocol, .. } => assert_eq!(protocol, Some(only)),
+            other => panic!("{other:?}"),
+        }
+        let tries = if only == Protocol::V10 { 2 } else { 1 };
+        assert_eq!(messages(&server).await, tries + round, "once it is known, no other is tried");
+    }
+}
+
+#[tokio::test]
+async fn a_known_dialect_is_left_only_by_a_refusal_that_is_about_it() {
+    let server = speaking(Protocol::V10, ok(seen!("rpc-method.json"))).await;
+    let Client(kagent) = kagent(&server.uri());
+    let reply = kagent.call(&call(), Dialect::Known(Protocol::V03), || true).await;
+    assert_eq!(told(&reply).0, "Accepted", "it was upgraded");
+    let server = speaking(Protocol::V10, ok(seen!("rpc-invalid-params.json"))).await;
+    let Client(kagent) = self::kagent(&server.uri());
+    let reply = kagent.call(&call(), Dialect::Known(Protocol::V03), || true).await;
+    assert_eq!((told(&reply).0, messages(&server).await), ("NotRun", 1));
+}
+
+#[tokio::test]
+async fn a_dialect_that_was_set_is_the_only_one() {
+    let server = speaking(Protocol::V10, ok(seen!("rpc-method.json"))).await;
+    let reply = agents(&server, Some(Protocol::V03)).call(&call(), || true).await;
+    assert_eq!((told(&reply).0, messages(&server).await), ("NotRun", 1));
+}
+
+#[tokio::test]
+async fn where_both_dialects_are_refused_the_first_refusal_is_told() {
+    let server = answering(ok(seen!("rpc-method.json"))).await;
+    let reply = agents(&server, None).call(&call(), || true).await;
+    assert_eq!((told(&reply).0, messages(&server).await), ("NotRun", 2));
+}
+
+#[tokio::test]
+async fn what_may_have_run_is_not_tried_in_another_dialect() {
+    for body in [seen!("rpc-eof.json"), "", seen!("rpc-task-not-found.json")] {
+        let server = answering(ok(body)).await;
+        let reply = agents(&server, None).call(&call(), || true).await;
+        assert_eq!((told(&reply).0, messages(&server).await), ("Unknown", 1), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_is_asked_for_in_the_dialect_of_its_agent() {
+    let server = MockServer::start().await;
+    let rest = ResponseTemplate::new(404).set_body_string(seen!("not-found.txt"));
+    Mock::given(method("GET")).respond_with(rest).mount(&server).await;
+    let asked =
+        |name: &'static str| move |request: &Request| request.body_json::<Value>().unwrap()["method"] == name;
+    let working = r#"{"result":{"id":"t","status":{"state":"TASK_STATE_WORKING"}}}"#;
+    Mock::given(path(A2A)).and(asked("GetTask")).respond_with(ok(working)).mount(&server).await;
+    Mock::given(path(A2A)).respond_with(ok(seen!("rpc-method.json"))).mount(&server).await;
+    let agent = agent();
+    for protocol in [None, Some(Protocol::V03), Some(Protocol::V10)] {
+        let about = Inquiry { agent: &agent, direct: None, session_id: SESSION, protocol };
+        assert_eq!(agents(&server, None).follow(&about, "t").await, Follow::Running, "{protocol:?}");
+    }
 }
 
 #[rstest]
@@ -335,7 +528,6 @@ async fn a_message_is_classified_by_its_answer(#[case] status: u16, #[case] body
 #[case::database_down(400, seen!("session-database-down.json"), "NotRun")]
 #[case::bad_json(400, seen!("session-bad-json.json"), "NotRun")]
 #[case::deleted(500, seen!("session-deleted.json"), "NotRun")]
-#[case::no_route(404, seen!("not-found.txt"), "NotRun")]
 #[case::html(200, "<html>Please log in</html>", "NotRun")]
 #[case::garbage(201, "\u{0}\u{1}", "NotRun")]
 #[case::error_in_201(201, r#"{"error":"no"}"#, "NotRun")]
@@ -353,6 +545,14 @@ async fn without_a_session_no_message_is_sent(#[case] status: u16, #[case] body:
     let reply = kagent(&server.uri()).call(&call(), || true).await;
     assert_eq!(told(&reply).0, want, "{reply:?}");
     assert_eq!(messages(&server).await, 0);
+}
+
+#[tokio::test]
+async fn a_kagent_without_sessions_is_sent_the_message_alone() {
+    let session = ResponseTemplate::new(404).set_body_string(seen!("not-found.txt"));
+    let server = answering_both(session, ok(seen!("send-submitted.json"))).await;
+    assert_eq!(told(&kagent(&server.uri()).call(&call(), || true).await).0, "Accepted");
+    assert_eq!(messages(&server).await, 1);
 }
 
 #[tokio::test]
@@ -449,7 +649,7 @@ async fn errors_say_what_where_and_what_to_do() {
     said += &format!("{kind}: {}\n", error.replace(&server.uri(), "http://kagent:8083"));
     insta::assert_snapshot!(said, @r#"
     NotRun: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered 404 Not Found: Agent kagent/nope not found; is there an Agent kagent/k8s-agent, and is it accepted?
-    NotRun: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered 401 Unauthorized: Unauthorized; check khook's API key for kagent
+    NotRun: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered 401 Unauthorized: Unauthorized; check the credential that khook shows it
     Permanent: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered 413 Payload Too Large: request body too large; the message is too large, shorten the prompt
     Unknown: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered 502 Bad Gateway: (nothing)
     Unknown: POST http://kagent:8083/api/a2a/kagent/k8s-agent/ answered with error -32603: failed to send HTTP request: Post "http://k8s-agent.kagent:8080": EOF
@@ -480,7 +680,7 @@ async fn nothing_that_is_said_has_the_credential_in_it() {
             .respond_with(ResponseTemplate::new(status).set_body_string(body))
             .mount(&server)
             .await;
-        let kagent = Kagent::new(config(&server)).unwrap();
+        let kagent = Client::new(config(&server));
         let reply = kagent.call(&call(), || true).await;
         let lookup = kagent.lookup(SESSION, "m").await;
         let follow = kagent.follow(&agent(), TASK).await;
@@ -498,7 +698,7 @@ async fn nothing_that_is_said_has_the_credential_in_it() {
     let answer = json!({"result": {"id": "t", "status": {"state": "failed", "message":
         {"role": "agent", "parts": [{"kind": "text", "text": format!("401 for {key}")}]}}}});
     let server = answering(ok(&answer.to_string())).await;
-    match Kagent::new(config(&server)).unwrap().call(&call(), || true).await {
+    match Client::new(config(&server)).call(&call(), || true).await {
         Reply::Accepted { ended: Some(ended), .. } => assert_eq!(ended.answer, "401 for [redacted]"),
         other => panic!("{other:?}"),
     }
@@ -510,7 +710,7 @@ async fn a_token_file_is_read_for_every_call() {
     let server = answering(ok(seen!("send-submitted.json"))).await;
     let config =
         KagentConfig { credential: Credential::File(file.clone()), ..KagentConfig::new(server.uri()) };
-    let kagent = Kagent::new(config).unwrap();
+    let kagent = Client::new(config);
 
     let reply = kagent.call(&call(), || true).await;
     assert!(matches!(told(&reply), ("NotRun", error) if error.contains("cannot be read")), "{reply:?}");
@@ -835,7 +1035,7 @@ async fn what_cannot_be_connected_to_has_run_nothing() {
         (format!("https://{}", silent.local_addr().unwrap()), "no connection within 500ms"),
     ] {
         let config = KagentConfig { connect_timeout: Duration::from_millis(500), ..KagentConfig::new(&base) };
-        let kagent = Kagent::new(config).unwrap();
+        let kagent = Client::new(config);
         let reply = kagent.call(&call(), || true).await;
         let (kind, error) = told(&reply);
         assert_eq!(kind, "NotRun", "{base}: {error}");
@@ -882,12 +1082,16 @@ async fn lookup(status: u16, body: &str, message_id: &str) -> Lookup {
 async fn a_message_is_found_with_the_end_of_its_task() {
     let found = |task_id: &str, ended: Option<(EndState, &str)>| Lookup::Found {
         task_id: task_id.into(),
-        ended: ended.map(|(state, answer)| Ended { state, answer: answer.into() }),
+        ended: ended.map(|(state, answer)| Ended { state, answer: answer.into(), usage: None }),
+    };
+    let found_with = |task_id: &str, state, answer: &str, usage| Lookup::Found {
+        task_id: task_id.into(),
+        ended: Some(Ended { state, answer: answer.into(), usage }),
     };
     assert_eq!(lookup(200, seen!("tasks-working.json"), "m1-a").await, found(TASK, None));
     assert_eq!(
         lookup(200, seen!("tasks-completed.json"), "m1-a").await,
-        found(TASK, Some((EndState::Completed, "Investigated: [[delay=4]] Pod restarted")))
+        found_with(TASK, EndState::Completed, "Investigated: [[delay=4]] Pod restarted", USAGE)
     );
     assert_eq!(
         lookup(200, seen!("tasks-failed.json"), "me1-a").await,
@@ -924,9 +1128,6 @@ async fn a_message_is_found_with_the_end_of_its_task() {
 #[case::no_cause(404, r#"{"error":"Session not found"}"#, "Unavailable")]
 #[case::another_404(404, r#"{"error":"Agent not found: no rows in result set"}"#, "Unavailable")]
 #[case::ingress(404, "<html>404 Not Found</html>", "Unavailable")]
-#[case::no_route(404, seen!("not-found.txt"), "Unsupported")]
-#[case::no_method(405, "", "Unsupported")]
-#[case::not_implemented(501, "", "Unsupported")]
 #[case(401, "Unauthorized", "Unavailable")]
 #[case(403, "", "Unavailable")]
 #[case(429, "", "Unavailable")]
@@ -958,6 +1159,40 @@ async fn a_lookup_says_absent_only_if_it_has_looked(
     assert_eq!(got, want, "{lookup:?}");
 }
 
+/// kagent without sessions, and its agent's answer to the question for the tasks of the conversation.
+async fn lookup_by_agent(sessions: u16, body: &str, answer: &str) -> Lookup {
+    let at = format!("/api/sessions/{SESSION}/tasks");
+    let server = reading(&at, ResponseTemplate::new(sessions).set_body_string(body)).await;
+    Mock::given(method("POST")).and(path(A2A)).respond_with(ok(answer)).mount(&server).await;
+    let lookup = kagent(&server.uri()).lookup(SESSION, "m").await;
+    let requests = server.received_requests().await.unwrap();
+    assert_eq!(requests[1].headers["a2a-version"], "1.0");
+    let asked: Value = requests[1].body_json().unwrap();
+    assert_eq!((&asked["method"], &asked["params"]["contextId"]), (&"ListTasks".into(), &SESSION.into()));
+    lookup
+}
+
+#[rstest]
+#[case(404, seen!("not-found.txt"))]
+#[case(405, "")]
+#[case(501, "")]
+#[tokio::test]
+async fn without_sessions_the_agent_is_asked_for_its_tasks(#[case] status: u16, #[case] body: &str) {
+    let found = r#"{"result":{"tasks":[{"id":"t","history":[{"messageId":"m"}]}]}}"#;
+    let found = lookup_by_agent(status, body, found).await;
+    assert_eq!(found, Lookup::Found { task_id: "t".into(), ended: None });
+    assert_eq!(lookup_by_agent(status, body, r#"{"result":{"tasks":[]}}"#).await, Lookup::Absent);
+    for answer in [seen!("rpc-method.json"), r#"{"error":{"code":-32004}}"#, r#"{"error":{"code":-32009}}"#] {
+        let lookup = lookup_by_agent(status, body, answer).await;
+        assert!(matches!(lookup, Lookup::Unsupported { .. }), "{lookup:?}");
+    }
+    let no_messages = r#"{"result":{"tasks":[{"id":"t","status":{"state":"TASK_STATE_WORKING"}}]}}"#;
+    for answer in [seen!("rpc-eof.json"), r#"{"result":{}}"#, "", no_messages] {
+        let lookup = lookup_by_agent(status, body, answer).await;
+        assert!(matches!(lookup, Lookup::Unavailable { .. }), "{answer}: {lookup:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_long_history_is_read_a_longer_one_is_not_absence() {
     let tasks = |filler: usize| {
@@ -985,17 +1220,23 @@ async fn follow(rest: ResponseTemplate, agents: Option<ResponseTemplate>) -> (Fo
 
 #[tokio::test]
 async fn a_task_is_followed_without_its_agent() {
-    let ended =
-        Ended { state: EndState::Completed, answer: "Investigated: [[delay=4]] Pod restarted".into() };
+    let ended = Ended {
+        state: EndState::Completed,
+        answer: "Investigated: [[delay=4]] Pod restarted".into(),
+        usage: USAGE,
+    };
     assert_eq!(follow(ok(seen!("task-working.json")), None).await, (Follow::Running, 0));
     assert_eq!(follow(ok(seen!("task-completed.json")), None).await, (Follow::Ended(ended), 0));
 }
 
 #[tokio::test]
 async fn the_agent_is_asked_where_kagent_does_not_know_the_task() {
-    let completed =
-        Ended { state: EndState::Completed, answer: "Investigated: [[delay=4]] Pod restarted".into() };
-    let lost = Ended { state: EndState::Lost, answer: String::new() };
+    let completed = Ended {
+        state: EndState::Completed,
+        answer: "Investigated: [[delay=4]] Pod restarted".into(),
+        usage: USAGE,
+    };
+    let lost = Ended { state: EndState::Lost, answer: String::new(), usage: None };
     for (status, body) in [
         (404, seen!("not-found.txt")),
         (405, ""),

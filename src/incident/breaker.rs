@@ -39,6 +39,8 @@ pub enum Allow {
     NoneUntil(DateTime<Utc>),
     /// None until the call that finds out has ended.
     Probing,
+    /// None: what the agent needs to be asked is missing. The breaker itself never says so.
+    NotReady,
 }
 
 impl Breaker {

@@ -45,6 +45,7 @@ pub fn rule(event_type: EventType, agent_name: &str) -> Rule {
     Rule {
         event_type,
         agent: agent(agent_name),
+        direct: None,
         prompt: "Look at {{.ResourceName}}".into(),
         hold: None,
         repeat_interval: policy.repeat_interval,
@@ -101,7 +102,7 @@ pub fn claim(process: &str, sequence: i64, at: DateTime<Utc>) -> Claim {
 }
 
 pub fn reply_accepted(task_id: &str) -> Reply {
-    Reply::Accepted { task_id: Some(task_id.into()), ended: None }
+    Reply::Accepted { task_id: Some(task_id.into()), ended: None, protocol: None }
 }
 
 pub fn reply_not_run() -> Reply {
@@ -113,7 +114,7 @@ pub fn reply_unknown() -> Reply {
 }
 
 pub fn completed(answer: &str) -> Ended {
-    Ended { state: EndState::Completed, answer: answer.into() }
+    Ended { state: EndState::Completed, answer: answer.into(), usage: None }
 }
 
 /// A Hook in the hands of one process: plans, and commits what it planned.
@@ -139,7 +140,7 @@ impl Bench {
             // Trouble shows at once, but where a test is about that.
             policy: Policy { unseen_share: 0.0, ..Policy::default() },
             status: HookStatus::default(),
-            capacity: Capacity { may_claim: true, slots: 64, agents: agents.into() },
+            capacity: Capacity { may_claim: true, slots: 64, shared: BTreeMap::new(), agents: agents.into() },
             process: "p1",
             next: 1,
             begun: BTreeSet::new(),

@@ -25,8 +25,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     key::Key,
-    outcome::{EndState, Ended, Lookup, Reply},
+    outcome::{AgentName, EndState, Ended, Lookup, Reply, Usage},
     policy::Policy,
+    prompt,
     rules::Rule,
     signal::{self, Cause, Nature, Occurrence, Signal},
 };
@@ -99,6 +100,8 @@ pub struct Notice {
     pub entry: ActiveEvent,
     /// The sentence.
     pub note: String,
+    /// What the agent's answer has cost, where it tells.
+    pub usage: Option<Usage>,
 }
 
 /// The kinds of notices. The names of those that become Events are the Go khook's where it had them.
@@ -183,6 +186,9 @@ pub fn open(signal: &Signal, key: &Key, scene: &Scene) -> Result<Option<ActiveEv
         last_error: None,
         answer: None,
         outcome: None,
+        session_url: None,
+        protocol: None,
+        tokens: None,
         event_name: String::new(),
         event_reason: String::new(),
         event_message: String::new(),
@@ -208,7 +214,7 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
         Input::Called(claim, reply) => called(entry, claim, reply, scene, effects),
         Input::FarewellCalled(claim, reply) => farewell_called(entry, claim, reply, scene, effects),
         Input::LookedUp(claim, lookup) => looked_up(entry, claim, lookup, scene, effects),
-        Input::TaskEnded(task_id, ended) => task_ended(entry, task_id, ended, effects),
+        Input::TaskEnded(task_id, ended) => task_ended(entry, task_id, ended, scene, effects),
         Input::Orphaned(claim) => match entry.status {
             Phase::Firing => {
                 // The message may have been sent until the claim ended, and needs its time to arrive.
@@ -259,8 +265,8 @@ pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Sce
         return false;
     }
     let Some(next) = entry.next_attempt_at else { return true };
-    if entry.reason == Some(Reason::CircuitOpen) {
-        // The breaker decides, and it may have closed earlier than it said.
+    if waits_for_agent(entry) {
+        // The breaker decides, and it may have closed earlier than it said; or what was missing may be there.
         return true;
     }
     let failed_at = next - TimeDelta::from_std(scene.policy.round_interval).unwrap_or_default();
@@ -436,7 +442,8 @@ fn clear(
 }
 
 fn called(entry: &mut ActiveEvent, claim: &Claim, reply: &Reply, scene: &Scene, effects: &mut Effects) {
-    if let Reply::Accepted { task_id, ended } = reply {
+    if let Reply::Accepted { task_id, ended, protocol } = reply {
+        entry.protocol = protocol.or(entry.protocol);
         return accepted(entry, claim, task_id.as_deref(), ended.as_ref(), scene, effects);
     }
     let calling = entry.status == Phase::Firing && entry.reason != Some(Reason::CheckingSession);
@@ -516,6 +523,7 @@ fn accepted(
     effects: &mut Effects,
 ) {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+    let told = task_id;
     let task_id = task_id.filter(|id| id.len() <= MAX_TASK_ID && id.bytes().all(is_plain)).map(str::to_owned);
     let current = match entry.status {
         // An old claim of this very window counts too: the message is there, to send it again would be twice.
@@ -525,7 +533,7 @@ fn accepted(
         Phase::Notified | Phase::Resolved => false,
     };
     if !current {
-        return keep_answer(entry, task_id, ended, effects);
+        return keep_answer(entry, task_id, ended, scene, effects);
     }
     entry.status = Phase::Notified;
     entry.claim = None;
@@ -536,6 +544,7 @@ fn accepted(
     entry.last_error = None;
     entry.answer = None;
     entry.outcome = None;
+    entry.session_url = session_url(entry, scene.policy);
     entry.owed = false;
     remember_told(entry);
     let again =
@@ -543,8 +552,20 @@ fn accepted(
     because(entry, Reason::AgentCalled, &format!("{} has been asked{again}", entry.agent));
     effects.tell(NoticeKind::AgentCallSuccess, entry, entry.message.clone());
     if let Some(ended) = ended {
-        answer(entry, ended, effects);
+        answer(entry, ended, scene, effects);
+    } else if entry.task_id.is_none() {
+        // Nobody will hear how it ends.
+        entry.outcome = Some(EndState::OutcomeUnknown);
+        let why = if told.is_some() { "its task's id cannot be kept" } else { "it gave no task to follow" };
+        entry.message = format!("{}; how it ends is not heard of: {why}", entry.message);
     }
+}
+
+// kagent's UI shows a session of one of its agents there.
+fn session_url(entry: &ActiveEvent, policy: &Policy) -> Option<String> {
+    let (base, session) = (policy.ui_url.as_ref()?, entry.session_id.as_ref()?);
+    let agent: AgentName = entry.agent.parse().ok()?;
+    Some(format!("{base}/agents/{agent}/chat/{session}"))
 }
 
 // News of a call that decides nothing any more: kept where nothing better is known.
@@ -552,6 +573,7 @@ fn keep_answer(
     entry: &mut ActiveEvent,
     task_id: Option<String>,
     ended: Option<&Ended>,
+    scene: &Scene,
     effects: &mut Effects,
 ) {
     let known = entry.outcome.is_some_and(|outcome| outcome != EndState::OutcomeUnknown);
@@ -564,35 +586,46 @@ fn keep_answer(
         entry.outcome = None;
     }
     if let Some(ended) = ended {
-        answer(entry, ended, effects);
+        answer(entry, ended, scene, effects);
     }
 }
 
-fn task_ended(entry: &mut ActiveEvent, task_id: &str, ended: &Ended, effects: &mut Effects) {
+fn task_ended(entry: &mut ActiveEvent, task_id: &str, ended: &Ended, scene: &Scene, effects: &mut Effects) {
     if entry.task_id.as_deref() != Some(task_id) || entry.outcome.is_some() {
         return;
     }
-    answer(entry, ended, effects);
+    answer(entry, ended, scene, effects);
 }
 
-fn answer(entry: &mut ActiveEvent, ended: &Ended, effects: &mut Effects) {
-    entry.answer = (!ended.answer.is_empty()).then(|| excerpt(&ended.answer));
+fn answer(entry: &mut ActiveEvent, ended: &Ended, scene: &Scene, effects: &mut Effects) {
+    let shown = scene.policy.show_answers && !ended.answer.is_empty();
+    entry.answer = shown.then(|| excerpt(&prompt::visible(&ended.answer)));
     entry.outcome = Some(ended.state);
-    let said = entry.answer.as_deref().unwrap_or("(no words)");
+    if let Some(usage) = ended.usage {
+        *entry.tokens.get_or_insert_default() += usage;
+    }
+    let said = match &entry.answer {
+        Some(answer) => format!(": {answer}"),
+        None if scene.policy.show_answers => ": (no words)".to_owned(),
+        None => String::new(),
+    };
     let note = match ended.state {
-        EndState::Completed => format!("{} answered: {said}", entry.agent),
+        EndState::Completed => format!("{} answered{said}", entry.agent),
         EndState::InputRequired => {
-            format!("{} asks, and a person must answer in its session: {said}", entry.agent)
+            format!("{} asks, and a person must answer in its session{said}", entry.agent)
         }
         EndState::DeadlineExceeded => {
             format!("{} did not finish in time; its outcome is unknown", entry.agent)
         }
-        state => format!("{} ended its task as {state}: {said}", entry.agent),
+        state => format!("{} ended its task as {state}{said}", entry.agent),
     };
     if entry.status == Phase::Notified {
         entry.message = excerpt_of(&note, 200);
     }
     effects.tell(NoticeKind::AgentAnswered, entry, note);
+    if let Some(notice) = effects.notices.last_mut() {
+        notice.usage = ended.usage;
+    }
 }
 
 fn not_run(
@@ -695,8 +728,8 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                 return resolve(entry, Reason::RecoveredBeforeCall, why, scene, effects);
             }
             if entry.reason != Some(Reason::Suspended) {
-                if entry.reason == Some(Reason::CircuitOpen) {
-                    // It was due but for the breaker.
+                if waits_for_agent(entry) {
+                    // It was due but for the breaker, or for what the agent needs.
                     entry.next_attempt_at = None;
                 }
                 because(entry, Reason::Suspended, "the Hook is suspended: nobody is called");
@@ -768,9 +801,13 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
 /// A pending incident that could be called but for a slot.
 fn wait_for_slot(entry: &mut ActiveEvent) {
     entry.next_attempt_at = None;
-    if !matches!(entry.reason, Some(Reason::WaitingForSlot | Reason::CircuitOpen)) {
+    if entry.reason != Some(Reason::WaitingForSlot) && !waits_for_agent(entry) {
         because(entry, Reason::WaitingForSlot, "waiting for a free call slot");
     }
+}
+
+fn waits_for_agent(entry: &ActiveEvent) -> bool {
+    matches!(entry.reason, Some(Reason::CircuitOpen | Reason::AgentNotReady))
 }
 
 /// Says why a due incident is not called now.
@@ -1137,7 +1174,7 @@ pub fn excerpt_of(text: &str, bytes: usize) -> String {
 
 impl Effects {
     fn tell(&mut self, kind: NoticeKind, entry: &ActiveEvent, note: String) {
-        self.notices.push(Notice { kind, entry: entry.clone(), note });
+        self.notices.push(Notice { kind, entry: entry.clone(), note, usage: None });
     }
 }
 

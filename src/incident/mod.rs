@@ -8,6 +8,7 @@
 pub mod breaker;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod hosts;
 pub mod key;
 pub mod lifecycle;
 pub mod outcome;

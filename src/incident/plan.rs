@@ -83,6 +83,8 @@ pub struct Capacity {
     pub may_claim: bool,
     /// Free slots over all agents.
     pub slots: usize,
+    /// Free slots that several agents share, by [`AgentName::shares`]; what is not here is not limited.
+    pub shared: BTreeMap<String, usize>,
     /// Per agent; an agent that is not here has not been asked about and gets no call.
     pub agents: BTreeMap<AgentName, AgentCapacity>,
 }
@@ -412,6 +414,7 @@ impl<'a> Work<'a> {
                     kind: lifecycle::NoticeKind::EventPending,
                     note: format!("{} on {} seen", entry.event_type, entry.resource_name),
                     entry: entry.clone(),
+                    usage: None,
                 });
                 self.entries.push(entry);
             }
@@ -489,6 +492,7 @@ impl<'a> Work<'a> {
                 self.waits_for_capacity = true;
                 continue;
             };
+            let shares = rule.agent.shares();
             match agent.allow {
                 Allow::NoneUntil(until) => {
                     let message = format!("{} fails: one call at a time tells when it is back", rule.agent);
@@ -502,7 +506,17 @@ impl<'a> Work<'a> {
                     self.waits_for_capacity = true;
                     continue;
                 }
-                Allow::All | Allow::Probe if agent.slots == 0 || left.slots == 0 => {
+                Allow::NotReady => {
+                    let message = format!("what {} needs is missing: see the condition Stalled", rule.agent);
+                    lifecycle::wait(entry, Reason::AgentNotReady, None, &message);
+                    self.waits_for_capacity = true;
+                    continue;
+                }
+                Allow::All | Allow::Probe
+                    if agent.slots == 0
+                        || left.slots == 0
+                        || shares.iter().any(|share| left.shared.get(share) == Some(&0)) =>
+                {
                     lifecycle::wait(entry, Reason::WaitingForSlot, None, "waiting for a free call slot");
                     self.waits_for_capacity = true;
                     continue;
@@ -512,6 +526,9 @@ impl<'a> Work<'a> {
             }
             agent.slots -= 1;
             left.slots -= 1;
+            for share in &shares {
+                left.shared.entry(share.clone()).and_modify(|free| *free = free.saturating_sub(1));
+            }
             let claim = self.new_claim();
             self.claimed.push((claim.clone(), rule.agent.clone()));
             self.step(index, &Input::Granted(claim));
@@ -705,6 +722,7 @@ fn speaks_of(signal: &Signal, entry: &ActiveEvent) -> bool {
 
 fn forget_answer(entry: &mut ActiveEvent) {
     entry.answer = None;
+    entry.session_url = None;
 }
 
 fn shorten_words(entry: &mut ActiveEvent) {
@@ -731,6 +749,8 @@ fn forget_words(entry: &mut ActiveEvent) {
     entry.last_error.iter_mut().for_each(String::clear);
     entry.containers.truncate(1);
     entry.told = None;
+    entry.protocol = None;
+    entry.tokens = None;
 }
 
 const SHORT: usize = 120;
@@ -746,6 +766,9 @@ fn size(entry: &ActiveEvent) -> usize {
         + options.into_iter().flatten().map(|text| json_len(text)).sum::<usize>()
         + lists.map(|text| json_len(text) + 3).sum::<usize>()
         + entry.told.as_ref().map_or(0, |told| TOLD_SIZE + json_len(&told.uid) + json_len(&told.reason))
+        + entry.session_url.as_ref().map_or(0, |url| SESSION_URL_SIZE + json_len(url))
+        + entry.protocol.map_or(0, |_| PROTOCOL_SIZE)
+        + entry.tokens.map_or(0, |_| TOKENS_SIZE)
 }
 
 // The size that an entry can always be cut down to, whatever befalls it.
@@ -774,6 +797,11 @@ const FIXED_SIZE: usize = 930;
 
 // The same of what is remembered of a notification.
 const TOLD_SIZE: usize = 95;
+
+// The same of a link, of the dialect, and of what an episode has cost.
+const SESSION_URL_SIZE: usize = 16;
+const PROTOCOL_SIZE: usize = 18;
+const TOKENS_SIZE: usize = 104;
 
 // Bytes of a text in JSON, without its quotes.
 fn json_len(text: &str) -> usize {

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use super::hosts::Hosts;
+
 /// Spans and bounds of the incident state machine. A per-configuration field of the Hook
 /// (`for`, `repeatInterval`, `resolveTimeout`) wins over the value here.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +57,12 @@ pub struct Policy {
     pub breaker_base: Duration,
     /// Longest time between two probes.
     pub breaker_max: Duration,
+    /// Where agents may be that are asked directly.
+    pub direct_agents: Hosts,
+    /// Whether what agents say is shown in status and Events; it may quote logs.
+    pub show_answers: bool,
+    /// Where kagent's UI is, without a slash at its end.
+    pub ui_url: Option<String>,
 }
 
 impl Default for Policy {
@@ -84,6 +92,9 @@ impl Default for Policy {
             breaker_threshold: 5,
             breaker_base: Duration::from_secs(15),
             breaker_max: Duration::from_secs(120),
+            direct_agents: Hosts::default(),
+            show_answers: true,
+            ui_url: None,
         }
     }
 }

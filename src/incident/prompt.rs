@@ -429,6 +429,11 @@ fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
+/// A text of somebody else as it may be shown in a terminal: its lines stay, what does not show goes.
+pub fn visible(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control() && !is_invisible(*c)).collect()
+}
+
 /// Puts a text of the cluster on one line, without characters that do not show, and cuts it to
 /// [`VALUE_LIMIT`] bytes.
 fn clean(text: &str) -> String {

@@ -1,9 +1,19 @@
 //! Rules are a Hook's spec as the state machine uses it: parsed once, with what is wrong in it told apart.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{key::Key, outcome::AgentName, policy::Policy, prompt};
-use crate::hook::{ActiveEvent, AgentRef, EventConfiguration, EventType, HookSpec, parse_duration};
+use reqwest::Url;
+
+use super::{
+    key::Key,
+    outcome::{AgentName, Credential, DirectAgent, SecretKey},
+    policy::Policy,
+    prompt,
+};
+use crate::hook::{
+    ActiveEvent, AgentEndpoint, AgentRef, EventConfiguration, EventType, HookSpec, SecretRef,
+    is_for_credentials, parse_duration,
+};
 
 /// A spec, parsed. Nothing in a spec makes this fail: what cannot be used is left out or replaced by its
 /// default, and told in `problems`.
@@ -24,6 +34,8 @@ pub struct Rule {
     pub event_type: EventType,
     /// The agent to ask.
     pub agent: AgentName,
+    /// How it is asked, where it is not one of kagent's.
+    pub direct: Option<Arc<DirectAgent>>,
     /// The prompt, as written.
     pub prompt: String,
     /// How long trouble must last, where the Hook says so.
@@ -80,11 +92,7 @@ impl Rules {
         namespace: &str,
         policy: &Policy,
     ) -> Result<Rule, Problem> {
-        let agent = agent_name(configuration, namespace).ok_or_else(|| Problem {
-            severity: Severity::Error,
-            reason: "AgentInvalid",
-            message: format!("{place} names no agent: set exactly one of agentRef and agentId"),
-        })?;
+        let (agent, direct) = agent_of(configuration, place, namespace, policy)?;
         let event_type = configuration.event_type;
         if self.configurations.iter().any(|rule| rule.event_type == event_type && rule.agent == agent) {
             return Err(Problem {
@@ -121,6 +129,7 @@ impl Rules {
         Ok(Rule {
             event_type,
             agent,
+            direct,
             prompt: configuration.prompt.clone(),
             hold,
             repeat_interval: repeat.unwrap_or(policy.repeat_interval),
@@ -172,17 +181,68 @@ impl Rule {
     }
 }
 
-fn agent_name(configuration: &EventConfiguration, own_namespace: &str) -> Option<AgentName> {
-    let (namespace, name) = match (&configuration.agent_ref, &configuration.agent_id) {
-        (Some(AgentRef { name, namespace }), None) => (namespace.as_deref(), name.as_str()),
-        (None, Some(id)) => match id.split_once('/') {
+/// Who a configuration asks, and how where it is not one of kagent's.
+fn agent_of(
+    configuration: &EventConfiguration,
+    place: &str,
+    namespace: &str,
+    policy: &Policy,
+) -> Result<(AgentName, Option<Arc<DirectAgent>>), Problem> {
+    let error = |reason, message| Problem { severity: Severity::Error, reason, message };
+    let (own, name) = match (&configuration.agent_ref, &configuration.agent_id, &configuration.agent) {
+        (Some(AgentRef { name, namespace }), None, None) => (namespace.as_deref(), name.as_str()),
+        (None, Some(id), None) => match id.split_once('/') {
             Some((namespace, name)) => (Some(namespace), name),
             None => (None, id.as_str()),
         },
-        _ => return None,
+        (None, None, Some(endpoint)) => {
+            let url = |why| format!("{place}.agent.url {why}");
+            let direct =
+                direct_agent(endpoint, namespace).map_err(|why| error("AgentUrlInvalid", url(why)))?;
+            let allowed = policy.direct_agents.allows(&direct.url);
+            allowed.map_err(|why| error("AgentUrlNotAllowed", url(why)))?;
+            return Ok((direct.name(), Some(Arc::new(direct))));
+        }
+        _ => (None, ""),
     };
-    let namespace = namespace.filter(|namespace| !namespace.is_empty()).unwrap_or(own_namespace);
-    (!name.is_empty()).then(|| AgentName { namespace: namespace.to_owned(), name: name.to_owned() })
+    if name.is_empty() {
+        let message = format!("{place} names no agent: set exactly one of agentRef, agentId and agent");
+        return Err(error("AgentInvalid", message));
+    }
+    let namespace = own.filter(|own| !own.is_empty()).unwrap_or(namespace);
+    Ok((AgentName::kagent(namespace, name), None))
+}
+
+// The schema has these rules too; a Hook stored before they were there is told of them here.
+fn direct_agent(endpoint: &AgentEndpoint, namespace: &str) -> Result<DirectAgent, String> {
+    let url = Url::parse(&endpoint.url).map_err(|error| format!("cannot be read: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err("must begin with http:// or https:// and name a host".into());
+    }
+    let bare = url.query().is_none() && url.fragment().is_none();
+    if !bare || !url.username().is_empty() || url.password().is_some() {
+        // Its text is in no error: it may have a password in it.
+        return Err("must be without user, query and fragment: give the credential as auth.secretRef".into());
+    }
+    if let Some(header) = endpoint.auth.as_ref().and_then(|auth| auth.header.as_ref())
+        && !is_for_credentials(header)
+    {
+        return Err(format!("cannot be asked: auth.header is {header:?}, which is none for credentials"));
+    }
+    let secret = |secret: &SecretRef, key: &str| SecretKey {
+        name: secret.name.clone(),
+        key: secret.key.clone().unwrap_or_else(|| key.to_owned()),
+    };
+    Ok(DirectAgent {
+        namespace: namespace.to_owned(),
+        url,
+        auth: endpoint.auth.as_ref().map(|auth| Credential {
+            secret: secret(&auth.secret_ref, "token"),
+            header: auth.header.clone(),
+        }),
+        ca: endpoint.ca.as_ref().map(|ca| secret(&ca.secret_ref, "ca.crt")),
+        protocol: endpoint.protocol,
+    })
 }
 
 #[cfg(test)]
@@ -194,6 +254,7 @@ mod tests {
             event_type,
             agent_ref: None,
             agent_id: Some(agent.into()),
+            agent: None,
             prompt: "Look at {{.ResourceName}}".into(),
             hold: None,
             repeat_interval: None,

@@ -120,7 +120,8 @@ fn conditions(entries: &[ActiveEvent], inputs: &Inputs, active: i32, overflow: u
     let refused = refused.max_by_key(|entry| (entry.last_error.is_some(), entry.last_seen));
     let open = inputs.rules.configurations.iter().find(|rule| {
         let capacity = inputs.capacity.agents.get(&rule.agent);
-        capacity.is_some_and(|agent| agent.allow != Allow::All)
+        // What is missing is the Hook's matter, and Stalled.
+        capacity.is_some_and(|agent| !matches!(agent.allow, Allow::All | Allow::NotReady))
     });
     let known = inputs.status.conditions.iter().find(|old| old.type_ == "AgentReachable");
     let last_call = entries.iter().filter_map(|entry| entry.last_notified_at).max();

@@ -76,6 +76,9 @@ fn situations() -> Vec<Situation> {
     let mut circuit_open = restart.clone();
     wait(&mut circuit_open, Reason::CircuitOpen, Some(at(15)), "the agent fails");
     add("CircuitOpen", Some(&circuit_open), at(0));
+    let mut not_ready = restart.clone();
+    wait(&mut not_ready, Reason::AgentNotReady, None, "its Secret is missing");
+    add("AgentNotReady", Some(&not_ready), at(0));
     let mut suspended = restart.clone();
     step_at(&mut suspended, &Input::Time, at(1), true);
     add("Suspended", Some(&suspended), at(1));
@@ -290,7 +293,8 @@ fn apply(situation: &Situation, input: &str) -> Cell {
     }
     let Nature::Occurrence(occurrence) = &signal.nature else { unreachable!() };
     let (ended, other) = (completed("It was the disk."), completed("Another's answer."));
-    let with_answer = Reply::Accepted { task_id: Some("task-2".into()), ended: Some(ended.clone()) };
+    let with_answer =
+        Reply::Accepted { task_id: Some("task-2".into()), ended: Some(ended.clone()), protocol: None };
     let found = Lookup::Found { task_id: "task-2".into(), ended: None };
     let error = || String::from("503");
     let (task_2, not_run, unknown) = (reply_accepted("task-2"), reply_not_run(), reply_unknown());
@@ -476,6 +480,7 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ),
             // The breaker's time has come: it is due, the reason stays until the breaker says more.
             ("CircuitOpen", "time: its next wake", "recorded", "", ""),
+            ("AgentNotReady", "time: its next wake", "resolved (NotDelivered)", "EventNotDelivered", ""),
             (
                 "due, it is so; due, it happened; due, a repeat",
                 "time: its next wake",

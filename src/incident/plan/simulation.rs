@@ -413,7 +413,9 @@ impl World {
                 }
                 let reply = match end {
                     End::Accepted => reply_accepted(&task_id),
-                    End::Answered => Reply::Accepted { task_id: None, ended: Some(completed("so")) },
+                    End::Answered => {
+                        Reply::Accepted { task_id: None, ended: Some(completed("so")), protocol: None }
+                    }
                     End::NotRun | End::LookupFails | End::NoLookup => reply_not_run(),
                     End::Throttled => Reply::NotRun {
                         error: error(),
@@ -656,7 +658,7 @@ impl World {
             let most = match agent.allow {
                 Allow::All => agent.slots,
                 Allow::Probe => agent.slots.min(1),
-                Allow::NoneUntil(_) | Allow::Probing => 0,
+                Allow::NoneUntil(_) | Allow::Probing | Allow::NotReady => 0,
             };
             assert!(claimed <= most, "{claimed} claims of {name}\n{trace}");
         }

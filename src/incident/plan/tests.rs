@@ -3,7 +3,12 @@
 use super::*;
 use crate::{
     hook::{EventType, Farewell, Told},
-    incident::{fixtures::*, lifecycle::NoticeKind, outcome::EndState, signal::Occurrence},
+    incident::{
+        fixtures::*,
+        lifecycle::NoticeKind,
+        outcome::{EndState, Protocol, Usage},
+        signal::Occurrence,
+    },
 };
 
 use Phase::{Firing, Notified, Pending, Resolved};
@@ -45,8 +50,93 @@ fn sleep_until_settled(bench: &mut Bench, mut now: DateTime<Utc>) -> DateTime<Ut
     panic!("still not settled: {:#?}", bench.status);
 }
 
+/// A bench whose restarts are asked of these agents, directly.
+fn direct(urls: &[&str]) -> Bench {
+    let agents: Vec<AgentName> = (urls.iter())
+        .map(|url| AgentName::Direct { namespace: NAMESPACE.into(), url: (*url).into() })
+        .collect();
+    let rule_of = |agent: &AgentName| Rule { agent: agent.clone(), ..rule(EventType::PodRestart, AGENT) };
+    let mut bench = Bench::new(rules(agents.iter().map(rule_of).collect()));
+    let free = bench.of_agent(AGENT).clone();
+    bench.capacity.agents = agents.into_iter().map(|agent| (agent, free.clone())).collect();
+    bench
+}
+
 fn next_signal(pod: &str, at: DateTime<Utc>) -> Signal {
     restarted(pod, 2, at)
+}
+
+// ---- who may be called
+
+#[test]
+fn agents_that_share_slots_share_them() {
+    let mut bench = direct(&["http://a/1", "http://a/2", "http://b/"]);
+    bench.capacity.shared = [("http://a".to_owned(), 1), ("http://b".to_owned(), 5)].into();
+    let plan = bench.turn(&[restarted("web-0", 1, at(0)), restarted("web-1", 1, at(0))], &[], at(0));
+    let of_host =
+        |host: &str| plan.claimed.iter().filter(|(_, agent)| agent.to_string().starts_with(host)).count();
+    assert_eq!((of_host("http://a"), of_host("http://b")), (1, 2));
+    let waiting = bench.status.active_events.iter().filter(|entry| entry.reason == Some(WaitingForSlot));
+    assert_eq!(waiting.count(), 3);
+    assert!(plan.waits_for_capacity);
+}
+
+#[test]
+fn what_an_agent_needs_is_waited_for_without_an_attempt() {
+    let mut bench = restarts();
+    bench.allow(Allow::NotReady);
+    let plan = bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    assert!(plan.claimed.is_empty() && plan.waits_for_capacity);
+    let entry = bench.entry();
+    assert_eq!((entry.status, entry.reason, entry.attempts), (Pending, Some(AgentNotReady), 0));
+    bench.allow(Allow::All);
+    assert_eq!(bench.turn(&[], &[], at(1)).claimed.len(), 1);
+    assert_eq!(bench.entry().attempts, 1);
+}
+
+#[test]
+fn a_task_that_cannot_be_followed_is_told_of() {
+    for id in ["x".repeat(129), "a\u{1}b".into(), "é".into()] {
+        let mut bench = restarts();
+        bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+        let outcome = bench.outcome("web-0", reply_accepted(&id));
+        bench.turn(&[], &[outcome], at(1));
+        let entry = bench.entry();
+        assert_eq!((entry.status, entry.outcome), (Notified, Some(EndState::OutcomeUnknown)), "{id}");
+        assert!(entry.task_id.is_none() && entry.message.contains("cannot be kept"), "{}", entry.message);
+    }
+}
+
+#[test]
+fn an_answer_is_shown_without_what_does_not_show() {
+    let mut bench = restarts();
+    bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    let ended = completed("one\n\u{1b}[31mtwo\u{0}\u{202e}\tthree");
+    let reply = Reply::Accepted { task_id: None, ended: Some(ended), protocol: None };
+    let outcome = bench.outcome("web-0", reply);
+    bench.turn(&[], &[outcome], at(1));
+    assert_eq!(bench.entry().answer.as_deref(), Some("one\n[31mtwo\tthree"));
+}
+
+#[test]
+fn what_answers_cost_adds_up_within_an_episode() {
+    let mut bench = restarts();
+    bench.turn(&[restarted("web-0", 1, at(0))], &[], at(0));
+    let usage = Usage { prompt: 10, answer: 5, total: 20 };
+    let reply = || Reply::Accepted {
+        task_id: None,
+        ended: Some(Ended { usage: Some(usage), ..completed("so") }),
+        protocol: Some(Protocol::V10),
+    };
+    let outcome = bench.outcome("web-0", reply());
+    let plan = bench.turn(&[], &[outcome], at(1));
+    assert_eq!(plan.notices.iter().filter_map(|notice| notice.usage).collect::<Vec<_>>(), [usage]);
+    bench.turn(&[next_signal("web-0", at(700))], &[], at(700));
+    let outcome = bench.outcome("web-0", reply());
+    bench.turn(&[], &[outcome], at(701));
+    let entry = bench.entry();
+    assert_eq!(entry.tokens, Some(Usage { prompt: 20, answer: 10, total: 40 }));
+    assert_eq!(entry.protocol, Some(Protocol::V10));
 }
 
 // ---- the way through
@@ -439,6 +529,9 @@ fn largest(pod: &str, words: &str) -> ActiveEvent {
             resolved: true,
         }),
         farewell: Some(Farewell { state: FarewellState::Unknown, attempts: i32::MAX }),
+        session_url: Some(words.clone()),
+        protocol: Some(Protocol::V10),
+        tokens: Some(Usage { prompt: i64::MAX, answer: i64::MAX, total: i64::MAX }),
         ..bench.status.active_events.remove(0)
     }
 }
