@@ -3,8 +3,11 @@
 //! What it answers when well was compared with a real kagent v0.9.9 (`tests/stand_in.rs`). Where 0.9
 //! and 0.10 differ it is the stricter: a task of another user does not exist. As the real one it does
 //! not deduplicate: the same messageId starts another run, and a client that gives up does not stop
-//! one. It does not speak A2A 1.0 (`SendMessage`) or `message/stream`, and a session's events are
-//! always empty.
+//! one. It does not speak `message/stream`, and a session's events are always empty. Whether kagent's
+//! agents list their tasks was not recorded: these do not, unless told to.
+//!
+//! Beside kagent's agents there are plain ones, each at a URL and with a card of its own
+//! ([`Agent::direct_url`]): they answer as those on the official SDKs do.
 //!
 //! How it behaves is a [`Behaviour`], one for all agents or one per agent, changed at any time; how
 //! it misbehaves is a [`Fault`] in it. Everything received is recorded.
@@ -17,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use axum::body::Bytes;
 use chrono::{DateTime, Utc};
+use khook::incident::outcome::Protocol;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -27,6 +31,9 @@ use crate::wait::eventually;
 
 mod book;
 mod server;
+
+/// In place of a namespace: of the agents beside kagent.
+const DIRECT: &str = "direct";
 
 /// A kagent that listens on loopback. Dropping it closes it.
 #[derive(Debug)]
@@ -47,9 +54,13 @@ pub struct Behaviour {
     blocks: bool,
     message: bool,
     call_limit: Duration,
+    speaks: &'static [Protocol],
+    endpoint: Option<String>,
+    on_card: Option<Fault>,
     on_session: Option<Fault>,
     on_send: Option<Fault>,
     on_get: Option<Fault>,
+    on_list: Option<Fault>,
     on_lookup: Option<Fault>,
 }
 
@@ -79,6 +90,7 @@ pub struct Fault {
 #[derive(Clone, Debug)]
 enum Wire {
     Status(u16, String),
+    NoRoute,
     Rpc(i64, String),
     Reset,
     Close,
@@ -87,15 +99,17 @@ enum Wire {
     Huge(u64),
 }
 
-/// A `message/send` as it came in.
+/// A `message/send`, or `SendMessage`, as it came in.
 #[derive(Clone, Debug)]
 pub struct Message {
     /// When its last byte was read.
     pub at: DateTime<Utc>,
     /// The same on the monotonic clock.
     pub instant: Instant,
-    /// The agent it was for, `namespace/name`.
+    /// The agent it was for, `namespace/name`; `direct/name` of a plain one.
     pub agent: String,
+    /// The dialect it came in.
+    pub protocol: Protocol,
     /// Its contextId.
     pub session: String,
     /// Its messageId.
@@ -110,8 +124,8 @@ pub struct Message {
     pub blocking: bool,
     /// Its Authorization header.
     pub authorization: Option<String>,
-    /// Its traceparent header.
-    pub traceparent: Option<String>,
+    /// All its headers, by their names in small letters.
+    pub headers: BTreeMap<String, String>,
     /// The task it started: `None` when a fault kept the agent from seeing it, or when the agent
     /// answers with messages.
     pub task: Option<String>,
@@ -174,6 +188,11 @@ impl Agent {
     /// What KAGENT_BASE_URL is to be.
     pub fn url(&self) -> String {
         self.inner.url.clone()
+    }
+
+    /// Where the plain agent of this name is. Its behaviour is set for `direct/name`.
+    pub fn direct_url(&self, name: &str) -> String {
+        format!("{}/{DIRECT}/{name}", self.inner.url)
     }
 
     /// Goes down: refuses connections and drops those there are. Runs go on, but one that ends while
@@ -319,9 +338,13 @@ impl Default for Behaviour {
             blocks: false,
             message: false,
             call_limit: Duration::from_secs(180),
+            speaks: &[Protocol::V03, Protocol::V10],
+            endpoint: None,
+            on_card: None,
             on_session: None,
             on_send: None,
             on_get: None,
+            on_list: Some(Fault::rpc(-32601, "method not found")),
             on_lookup: None,
         }
     }
@@ -377,6 +400,42 @@ impl Behaviour {
         self
     }
 
+    /// It understands these dialects only.
+    pub fn speaks(mut self, dialects: &'static [Protocol]) -> Self {
+        self.speaks = dialects;
+        self
+    }
+
+    /// Its tasks can be listed, in 1.0.
+    pub fn lists_tasks(mut self) -> Self {
+        self.on_list = None;
+        self
+    }
+
+    /// kagent has no sessions and no tasks by REST: there are no such routes.
+    pub fn without_sessions(self) -> Self {
+        self.on_session(Fault::no_route()).on_lookup(Fault::no_route())
+    }
+
+    /// Its card says that it takes messages there, and it does so nowhere else; where its card is, unless said.
+    /// The stand-in has `a2a` below that place for it.
+    pub fn card_names(mut self, url: &str) -> Self {
+        self.endpoint = Some(url.to_owned());
+        self
+    }
+
+    /// The reading of its card goes wrong.
+    pub fn on_card(mut self, fault: Fault) -> Self {
+        self.on_card = Some(fault);
+        self
+    }
+
+    /// `ListTasks` goes wrong.
+    pub fn on_list(mut self, fault: Fault) -> Self {
+        self.on_list = Some(fault);
+        self
+    }
+
     /// POST /api/sessions goes wrong. A fault that [`runs`](Fault::runs) has made the session.
     pub fn on_session(mut self, fault: Fault) -> Self {
         self.on_session = Some(fault);
@@ -409,6 +468,11 @@ impl Fault {
             status,
             format!("{}\n", json!({"error": format!("stand-in answers {status}")})),
         ))
+    }
+
+    /// What Go's router answers where it has no such route.
+    pub fn no_route() -> Self {
+        Self::new(Wire::NoRoute)
     }
 
     /// This JSON-RPC error, with HTTP 200.

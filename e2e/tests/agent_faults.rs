@@ -473,6 +473,8 @@ async fn when_an_open_breaker_closes_all_that_waited_is_delivered_whatever_its_h
     world.hook("shop", &["pod-restart"]).await?;
     world.hook("till", &["oom-kill"]).await?;
     world.hook("idle", &["probe-failed"]).await?;
+    // A probe that failed before its Hook was heard of says nothing of a pod that is not there.
+    world.wait_until("idle", "it is heard of", |status| status.observed_generation).await?;
     let probe = Event::kubelet("Unhealthy", "Liveness probe failed: HTTP 500").pod(&world.namespace, "api-0");
     let mut probe = probe.post(&world.client).await?;
     world.wait_answered("idle", "api-0").await?;

@@ -1,4 +1,5 @@
-//! The stand-in agent against a real kagent's answers, and each way in which it can misbehave.
+//! The stand-in agent against the answers of a real kagent and of agents on the official SDKs, and each way in
+//! which it can misbehave.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use e2e::agent::{Agent, Behaviour, End, Fault, Message};
 use e2e::wait::eventually;
+use khook::incident::outcome::Protocol;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,6 +188,10 @@ async fn answers_are_those_of_a_real_kagent() {
     seen("unknown task", caller.a2a(unknown).await);
     seen("GET on the A2A URL", answer(a2a("GET")).await);
     let versioned = |version| a2a("POST").header("A2A-Version", version).json(&send("mv-a", "x", "hi", None));
+    let v10 = json!({"jsonrpc": "2.0", "id": "v1", "method": "SendMessage", "params": {
+        "message": {"messageId": "v1-a", "role": "ROLE_USER", "contextId": "v1c-a", "parts": [{"text": "v1 wire"}]},
+        "configuration": {"returnImmediately": true}}});
+    seen("submitted in 1.0", answer(a2a("POST").header("A2A-Version", "1.0").json(&v10)).await);
     seen("0.3 method under 1.0", answer(versioned("1.0")).await);
     seen("unknown version", answer(versioned("9.9")).await);
 
@@ -211,6 +217,200 @@ async fn answers_are_those_of_a_real_kagent() {
         );
     }
     assert_eq!(ours.len(), real.len(), "all that was tried is compared");
+}
+
+/// A plain agent of one dialect, and who talks to it.
+struct Plain {
+    caller: Caller,
+    protocol: Protocol,
+}
+
+impl Plain {
+    fn behave(&self, behaviour: impl Fn(Behaviour) -> Behaviour) {
+        let good = Behaviour::default()
+            .speaks(match self.protocol {
+                Protocol::V03 => &[Protocol::V03],
+                Protocol::V10 => &[Protocol::V10],
+            })
+            .lists_tasks()
+            .answers(|_| "Investigated: Pod web-1 crashes.".to_owned());
+        self.caller.agent.set_for("direct/triage", behaviour(good));
+    }
+
+    async fn call(&self, method: [&str; 2], params: Value) -> Value {
+        self.call_as(Some(self.protocol.as_str()), method, params).await
+    }
+
+    async fn call_as(&self, version: Option<&str>, [v03, v10]: [&str; 2], params: Value) -> Value {
+        let method = if self.protocol == Protocol::V03 { v03 } else { v10 };
+        let call = json!({"jsonrpc": "2.0", "id": "r-1", "method": method, "params": params});
+        let mut request = self.caller.request("POST", "/direct/triage").json(&call);
+        if let Some(version) = version {
+            request = request.header("A2A-Version", version);
+        }
+        answer(request).await.body
+    }
+
+    async fn send(&self, id: &str, waits: bool, text: &str) -> Value {
+        let mut message = json!({"messageId": id, "contextId": format!("context-of-{id}")});
+        let configuration = match self.protocol {
+            Protocol::V03 => {
+                message["kind"] = json!("message");
+                message["role"] = json!("user");
+                message["parts"] = json!([{"kind": "text", "text": text}]);
+                json!({"blocking": waits})
+            }
+            Protocol::V10 => {
+                message["role"] = json!("ROLE_USER");
+                message["parts"] = json!([{"text": text}]);
+                json!({"returnImmediately": !waits})
+            }
+        };
+        let params = json!({"message": message, "configuration": configuration});
+        self.call(["message/send", "SendMessage"], params).await
+    }
+
+    async fn get(&self, sent: &Value) -> Value {
+        let task = sent["result"].get("task").unwrap_or(&sent["result"]);
+        self.call(["tasks/get", "GetTask"], json!({"id": task["id"]})).await
+    }
+
+    /// Holds an answer against the recorded one of an agent on the official SDK.
+    fn compare(&self, file: &str, ours: &Value) {
+        let name = match self.protocol {
+            Protocol::V03 => "a2a-python-0.3",
+            Protocol::V10 => "a2a-python-1",
+        };
+        let path = format!("{}/../src/agent/tests/{name}/{file}.json", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let theirs: Value = serde_json::from_str(&text).unwrap();
+        if let Some(code) = theirs["error"]["code"].as_i64() {
+            assert_eq!(ours["error"]["code"], code, "{file}: {ours}");
+        } else {
+            assert_eq!(bare(&plain(ours)), bare(&plain(&theirs)), "{file}: ours, then {name}'s");
+        }
+    }
+}
+
+/// Without what is empty, which some SDKs leave out, and with a word for what each names as it likes.
+fn bare(value: &Value) -> Value {
+    let is_empty = |value: &Value| *value == json!("") || *value == json!([]) || value.is_null();
+    match value {
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, &Value)| {
+                let value = match (name.as_str(), value) {
+                    ("url" | "name" | "description" | "nextPageToken", value) if !is_empty(value) => {
+                        json!("some")
+                    }
+                    // Not of streams, but how there are none.
+                    ("streaming", _) => json!("some"),
+                    ("messageId", id) if *id == json!("answer-to-message") => json!("uuid"),
+                    (_, value) => bare(value),
+                };
+                (name.clone(), value)
+            };
+            fields.iter().filter(|(_, value)| !is_empty(value)).map(field).collect()
+        }
+        Value::Array(values) => values.iter().map(bare).collect(),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test]
+async fn a_plain_agent_answers_as_those_on_the_official_sdk_do() {
+    for protocol in [Protocol::V03, Protocol::V10] {
+        let agent = Plain { caller: Caller::new().await, protocol };
+        let text = "Pod web-1 crashes.\nIts log is empty.";
+
+        agent.behave(Behaviour::held);
+        agent.compare(
+            "agent-card",
+            &agent.caller.get("/direct/triage/.well-known/agent-card.json").await.body,
+        );
+        let sent = agent.send("submitted", false, "[[delay=1]] Pod web-1 crashes.").await;
+        agent.compare("send-submitted", &sent);
+        agent.compare("get-working", &agent.get(&sent).await);
+        agent.behave(|good| good);
+        let sent = agent.send("completed", true, &format!(" {text}")).await;
+        agent.compare("send-completed", &sent);
+        agent.compare("get-completed", &agent.get(&sent).await);
+        agent.behave(|good| good.ends(End::Failed("The cluster could not be reached.".to_owned())));
+        agent.compare(
+            "get-failed",
+            &agent.get(&agent.send("failed", true, &format!("[[failed]] {text}")).await).await,
+        );
+        agent.behave(|good| good.ends(End::InputRequired("Which namespace do you mean?".to_owned())));
+        let sent = agent.send("input-required", true, &format!("[[ask]] {text}")).await;
+        agent.compare("get-input-required", &agent.get(&sent).await);
+        agent.behave(Behaviour::replies_with_message);
+        agent.compare("send-message", &agent.send("message", true, text).await);
+
+        agent.behave(|good| good);
+        let list = async |params: Value| agent.call(["ListTasks"; 2], params).await;
+        for _ in 0..3 {
+            agent.send("again", true, "Pod web-1 crashes.").await;
+        }
+        let first = list(json!({"contextId": "context-of-again", "pageSize": 2})).await;
+        agent.compare("list-tasks", &first);
+        if protocol == Protocol::V10 {
+            let token = &first["result"]["nextPageToken"];
+            let last =
+                list(json!({"contextId": "context-of-again", "pageSize": 2, "pageToken": token})).await;
+            agent.compare("list-tasks-last", &last);
+            agent.compare("list-no-tasks", &list(json!({"contextId": "none"})).await);
+        }
+
+        let none = || json!({"id": "none"});
+        let get = ["tasks/get", "GetTask"];
+        agent.compare("rpc-method", &agent.call(["GetWeather"; 2], json!({})).await);
+        agent.compare("rpc-task-not-found", &agent.call(get, none()).await);
+        agent.compare("rpc-version", &agent.call_as(Some("9.9"), get, none()).await);
+        agent.compare("rpc-no-version", &agent.call_as(None, get, none()).await);
+        let other = ["SendMessage", "message/send"];
+        agent.compare("rpc-other-dialect", &agent.call(other, json!({})).await);
+        agent.compare("rpc-other-dialect", &agent.call_as(None, other, json!({})).await);
+
+        let messages = agent.caller.agent.messages();
+        assert!(messages.iter().all(|message| message.protocol == protocol && message.ran));
+        assert!(messages.iter().all(|message| message.agent == "direct/triage"));
+        assert_eq!((messages.len(), messages[0].session.as_str()), (8, "context-of-submitted"));
+    }
+}
+
+#[tokio::test]
+async fn what_an_agent_does_not_do_it_refuses() {
+    let caller = Caller::new().await;
+    let list = json!({"jsonrpc": "2.0", "id": 1, "method": "ListTasks", "params": {"contextId": "c1"}});
+    let listed = async || {
+        let request = caller.request("POST", "/api/a2a/kagent/k8s-agent/").header("A2A-Version", "1.0");
+        answer(request.json(&list)).await.body
+    };
+    assert_eq!(listed().await["error"]["code"], -32601);
+    caller.agent.set(Behaviour::default().on_list(Fault::rpc(-32004, "no")));
+    assert_eq!(listed().await["error"]["code"], -32004);
+    caller.agent.set(Behaviour::default().speaks(&[Protocol::V10]).lists_tasks().without_sessions());
+    assert_eq!(listed().await["result"]["totalSize"], 0);
+    assert_eq!(caller.send("m1", "c1", "hi", None).await.body["error"]["code"], -32601);
+    let session = caller.session(json!({"id": "s1", "agent_ref": "kagent/k8s-agent"})).await;
+    for gone in [session, caller.get("/api/sessions/s1/tasks").await, caller.get("/api/tasks/t1").await] {
+        assert_eq!((gone.status, gone.body), (404, json!("404 page not found")));
+    }
+    assert!(caller.agent.messages().is_empty(), "what is refused for its dialect is no message");
+
+    let url = "http://agent.example.com/";
+    caller.agent.set(Behaviour::default().card_names(url));
+    let card = "/direct/triage/.well-known/agent-card.json";
+    let told = caller.get(card).await.body;
+    let versions: Vec<_> =
+        (0..2).map(|n| told["supportedInterfaces"][n]["protocolVersion"].clone()).collect();
+    assert_eq!((&told["url"], versions), (&json!(url), vec![json!("1.0"), json!("0.3")]));
+    let elsewhere = caller.request("POST", "/direct/triage").json(&send("m1", "c1", "hi", None));
+    assert_eq!(answer(elsewhere).await.status, 404);
+    caller.agent.set(Behaviour::default().card_names("http://agent.example.com/direct/triage/a2a"));
+    let there = caller.request("POST", "/direct/triage/a2a").json(&send("m1", "c1", "hi", None));
+    assert_eq!(answer(there).await.body["result"]["kind"], "task");
+    caller.agent.set(Behaviour::default().on_card(Fault::status(503)));
+    assert_eq!(caller.get(card).await.status, 503);
 }
 
 #[tokio::test]

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use axum::http::{Method, Uri};
 use chrono::{DateTime, SecondsFormat, Utc};
+use khook::incident::outcome::Protocol;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{Behaviour, End, Fault, Message, Request, SessionCall};
+use super::{Behaviour, DIRECT, End, Fault, Message, Request, SessionCall};
 
 /// What the server knows, and the record.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ pub(super) struct Task {
     pub(super) agent: String,
     pub(super) user: String,
     pub(super) session: String,
+    /// In the words of 0.3, as is all that a task shows until it is said in another dialect.
     pub(super) message: Value,
     pub(super) started: DateTime<Utc>,
     pub(super) began: Instant,
@@ -185,14 +187,89 @@ impl Book {
         task
     }
 
+    /// A page of the tasks of a conversation, the newest first.
+    pub(super) fn list(&self, user: &str, agent: &str, params: &Value) -> Value {
+        let context = params["contextId"].as_str();
+        let own: Vec<&Task> = (self.tasks.iter().rev())
+            .filter(|task| task.user == user && task.agent == agent && !task.hidden)
+            .filter(|task| context.is_none_or(|context| task.session == context))
+            .collect();
+        let size = params["pageSize"].as_u64().and_then(|size| usize::try_from(size).ok()).unwrap_or(50);
+        let from = params["pageToken"].as_str().and_then(|token| token.parse().ok()).unwrap_or(0);
+        let page = own.iter().skip(from).take(size).map(|task| task.show(View::Listed, Protocol::V10));
+        let next = if own.len() > from + size { (from + size).to_string() } else { String::new() };
+        json!({"tasks": page.collect::<Vec<_>>(), "totalSize": own.len(), "pageSize": size, "nextPageToken": next})
+    }
+
     pub(super) fn task(&self, user: &str, id: &str) -> Option<&Task> {
         self.tasks.iter().find(|task| task.id == id && task.user == user && !task.hidden)
     }
 }
 
+/// When a task is shown.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum View {
+    /// In the answer to a send that does not wait.
+    Submitted,
+    /// When it is asked for.
+    Now,
+    /// Among others.
+    Listed,
+}
+
 impl Task {
+    /// The task as its agent shows it.
+    pub(super) fn show(&self, view: View, protocol: Protocol) -> Value {
+        let plain = self.agent.split('/').next() == Some(DIRECT);
+        let mut shown = match (plain, view) {
+            (false, View::Submitted) => self.submitted(),
+            (false, View::Now | View::Listed) => self.now(false),
+            (true, _) => self.plain(view),
+        };
+        if let (View::Listed, Some(fields)) = (view, shown.as_object_mut()) {
+            fields.remove("artifacts");
+        }
+        said(protocol, shown)
+    }
+
+    /// When it ended, if it has and that was noted.
+    fn ended(&self) -> Option<Instant> {
+        self.due.filter(|due| !self.orphaned && Instant::now() >= *due)
+    }
+
+    /// As an agent on the official SDK has it.
+    fn plain(&self, view: View) -> Value {
+        let mut task = json!({
+            "kind": "task", "id": self.id, "contextId": self.session, "history": [self.message],
+            "status": {"state": "submitted"},
+        });
+        if view == View::Submitted {
+            return task;
+        }
+        let ended = self.ended();
+        let (state, words) = match &self.end {
+            End::Completed if ended.is_some() => {
+                let parts = json!([{"kind": "text", "text": self.answer}]);
+                task["artifacts"] = json!([{"artifactId": "answer", "name": "answer", "parts": parts}]);
+                ("completed", None)
+            }
+            End::Failed(words) if ended.is_some() => ("failed", Some(words)),
+            End::InputRequired(words) if ended.is_some() => ("input-required", Some(words)),
+            _ => ("working", None),
+        };
+        let since = ended.map_or(self.started, |due| self.started + (due - self.began));
+        task["status"] = json!({"state": state, "timestamp": micros(since)});
+        if let Some(words) = words {
+            task["status"]["message"] = json!({
+                "kind": "message", "messageId": self.reply, "contextId": self.session, "taskId": self.id,
+                "role": "agent", "parts": [{"kind": "text", "text": words}],
+            });
+        }
+        task
+    }
+
     /// The answer to a send that does not wait: our own message is its status.
-    pub(super) fn submitted(&self) -> Value {
+    fn submitted(&self) -> Value {
         json!({
             "kind": "task",
             "id": self.id,
@@ -212,7 +289,7 @@ impl Task {
             "kagent_user_id": self.user,
         });
         let mut task = json!({"kind": "task", "id": self.id, "contextId": self.session});
-        let due = self.due.filter(|due| !self.orphaned && Instant::now() >= *due);
+        let due = self.ended();
         let ended = due.is_some();
         let status = match &self.end {
             End::Completed if ended => {
@@ -336,6 +413,49 @@ impl Session {
         }
         shown
     }
+}
+
+/// What is written in the words of 0.3, in this dialect.
+pub(super) fn said(protocol: Protocol, value: Value) -> Value {
+    match (protocol, value) {
+        (Protocol::V03, value) => value,
+        (Protocol::V10, Value::Array(values)) => {
+            values.into_iter().map(|value| said(protocol, value)).collect()
+        }
+        (Protocol::V10, Value::Object(fields)) => {
+            let fields = fields.into_iter().filter(|(name, _)| name != "kind");
+            let field = |(name, value): (String, Value)| {
+                let value = match (name.as_str(), value) {
+                    // Not A2A's, and so not translated.
+                    ("data" | "metadata", value) => value,
+                    ("state", Value::String(state)) => {
+                        json!(format!("TASK_STATE_{}", state.to_uppercase().replace('-', "_")))
+                    }
+                    ("role", Value::String(role)) => json!(format!("ROLE_{}", role.to_uppercase())),
+                    (_, value) => said(protocol, value),
+                };
+                (name, value)
+            };
+            fields.map(field).collect()
+        }
+        (Protocol::V10, value) => value,
+    }
+}
+
+/// A message in this dialect, in the words of 0.3.
+pub(super) fn understood(protocol: Protocol, message: &Value) -> Value {
+    let mut message = message.clone();
+    if protocol == Protocol::V10 && message.is_object() {
+        message["kind"] = json!("message");
+        message["role"] = json!("user");
+        for part in message["parts"].as_array_mut().into_iter().flatten() {
+            let kind = ["text", "data"].into_iter().find(|kind| part.get(kind).is_some());
+            if part.is_object() {
+                part["kind"] = json!(kind.unwrap_or("file"));
+            }
+        }
+    }
+    message
 }
 
 /// Counts a `message/send` as open until it is answered or its client has gone.

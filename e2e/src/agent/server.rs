@@ -1,4 +1,4 @@
-//! The server is the stand-in's wire: kagent's REST and A2A 0.3, and how to answer badly on them.
+//! The server is the stand-in's wire: kagent's REST and A2A in both dialects, and how to answer badly on them.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,13 +14,14 @@ use axum::{Extension, Router};
 use chrono::{SecondsFormat, Utc};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use khook::incident::outcome::Protocol::{self, V03, V10};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::book::{InFlight, Inner, python_name};
-use super::{Fault, Message, SessionCall, Wire};
+use super::book::{InFlight, Inner, View, python_name, said, understood};
+use super::{DIRECT, Fault, Message, SessionCall, Wire};
 use crate::line::{Line, Wired};
 
 const DEFAULT_USER: &str = "admin@kagent.dev";
@@ -58,6 +59,9 @@ fn router(inner: Arc<Inner>) -> Router {
         .route("/api/a2a/{namespace}/{name}", any(a2a))
         .route("/api/a2a/{namespace}/{name}/", any(a2a))
         .route("/api/a2a/{namespace}/{name}/.well-known/agent-card.json", get(card))
+        .route("/direct/{name}", any(a2a))
+        .route("/direct/{name}/a2a", any(a2a))
+        .route("/direct/{name}/.well-known/agent-card.json", get(card))
         // Not kagent's: what a suite in another place asks.
         .route("/record", get(record))
         .fallback(async || plain(404, "404 page not found"))
@@ -253,23 +257,87 @@ async fn read_task(
     }
 }
 
-async fn card(State(inner): State<Arc<Inner>>, Path((namespace, name)): Path<(String, String)>) -> Response {
-    let url = format!("{}/api/a2a/{namespace}/{name}/", inner.url);
-    json_response(
-        200,
-        &json!({
-            "name": name.replace('-', "_"), "description": "a stand-in", "version": "", "url": url, "skills": [],
-            "defaultInputModes": ["text"], "defaultOutputModes": ["text"], "capabilities": {"streaming": false},
-            "protocolVersion": "0.3", "preferredTransport": "JSONRPC",
-        }),
-    )
+/// The parts of a path by their names.
+type Parts = Path<BTreeMap<String, String>>;
+
+/// The agent a path is about, `namespace/name`.
+fn agent_of(Path(parts): &Parts) -> String {
+    let part = |name: &str| parts.get(name).map_or(DIRECT, String::as_str);
+    format!("{}/{}", part("namespace"), part("name"))
 }
+
+async fn card(
+    State(inner): State<Arc<Inner>>,
+    Extension(line): Extension<Line>,
+    parts: Parts,
+    uri: Uri,
+) -> Response {
+    inner.note(&Method::GET, &uri, None);
+    let agent = agent_of(&parts);
+    let (fault, behaviour) = {
+        let mut book = inner.book();
+        (book.fault(&agent, |behaviour| &mut behaviour.on_card), book.behaviour(&agent).clone())
+    };
+    if let Some(fault) = fault {
+        return fault.show(&line, None).await;
+    }
+    let path = uri.path().trim_end_matches("/.well-known/agent-card.json");
+    let name = parts.get("name").map_or("", String::as_str);
+    if parts.contains_key("namespace") {
+        let url = format!("{}{path}/", inner.url);
+        return json_response(
+            200,
+            &json!({
+                "name": name.replace('-', "_"), "description": "a stand-in", "version": "", "url": url, "skills": [],
+                "defaultInputModes": ["text"], "defaultOutputModes": ["text"], "capabilities": {"streaming": false},
+                "protocolVersion": "0.3", "preferredTransport": "JSONRPC",
+            }),
+        );
+    }
+    let url = behaviour.endpoint.unwrap_or_else(|| format!("{}{path}", inner.url));
+    let skill = json!({"id": "investigate", "name": "Investigate", "description": "Finds causes.", "tags": ["kubernetes"]});
+    let mut card = json!({
+        "name": name, "description": "a stand-in", "version": "1.2.3", "skills": [skill],
+        "defaultInputModes": ["text/plain"], "defaultOutputModes": ["text/plain"],
+        "capabilities": {"streaming": false},
+    });
+    if behaviour.speaks.contains(&V03) {
+        card["url"] = json!(url);
+        card["preferredTransport"] = json!("JSONRPC");
+        card["protocolVersion"] = json!("0.3.0");
+    }
+    if behaviour.speaks.contains(&V10) {
+        let at = |protocol: &Protocol| json!({"url": url, "protocolBinding": "JSONRPC", "protocolVersion": protocol});
+        card["supportedInterfaces"] = behaviour.speaks.iter().rev().map(at).collect();
+    }
+    json_response(200, &card)
+}
+
+/// What can be asked for by JSON-RPC.
+#[derive(Clone, Copy)]
+enum Call {
+    Send,
+    Get,
+    List,
+    Cancel,
+}
+
+/// How each call is named in each dialect.
+const METHODS: [(Protocol, &str, Call); 7] = [
+    (V03, "message/send", Call::Send),
+    (V03, "tasks/get", Call::Get),
+    (V03, "tasks/cancel", Call::Cancel),
+    (V10, "SendMessage", Call::Send),
+    (V10, "GetTask", Call::Get),
+    (V10, "ListTasks", Call::List),
+    (V10, "CancelTask", Call::Cancel),
+];
 
 #[expect(clippy::too_many_arguments, reason = "each is a part of one request")]
 async fn a2a(
     State(inner): State<Arc<Inner>>,
     Extension(line): Extension<Line>,
-    Path((namespace, name)): Path<(String, String)>,
+    parts: Parts,
     Query(params): Params,
     headers: HeaderMap,
     method: Method,
@@ -279,15 +347,25 @@ async fn a2a(
     let parsed: Result<Value, _> = serde_json::from_slice(&body);
     let rpc = parsed.as_ref().ok().and_then(|call| call["method"].as_str()).map(str::to_owned);
     inner.note(&method, &uri, rpc.clone());
-    let agent = format!("{namespace}/{name}");
-    let exists = inner.book().behaviour(&agent).exists;
-    if let Some(version) = headers.get("A2A-Version").filter(|version| *version != "0.3") {
-        let version = version.to_str().unwrap_or_default();
-        if version != "1.0" {
+    let agent = agent_of(&parts);
+    let (exists, speaks, endpoint) = {
+        let mut book = inner.book();
+        let behaviour = book.behaviour(&agent);
+        (behaviour.exists, behaviour.speaks, behaviour.endpoint.clone())
+    };
+    if endpoint.is_some_and(|url| !url.ends_with(uri.path())) {
+        return plain(404, "404 page not found");
+    }
+    let protocol = match headers.get("A2A-Version").map_or("", |version| version.to_str().unwrap_or("?")) {
+        // Whoever knows no other dialect knows no such header.
+        _ if speaks == [V03] => V03,
+        "" | "0.3" => V03,
+        "1.0" => V10,
+        version if parts.contains_key("namespace") => {
             return plain(400, &format!("unsupported A2A version \"{version}\""));
         }
-        return rpc_error(&id_of(&parsed), -32601, "method not found");
-    }
+        version => return unsupported(&id_of(&parsed), version),
+    };
     let call = match parsed {
         _ if method != Method::POST && exists => return rpc_error(&Value::Null, -32600, "invalid request"),
         Err(_) if exists => return rpc_error(&Value::Null, -32700, "parse error: unexpected EOF"),
@@ -299,34 +377,53 @@ async fn a2a(
         return rpc_error(&id, -32600, "invalid request");
     }
     let user = user(&params, &headers);
-    match rpc.as_deref() {
-        Some("message/send") => send(&inner, &line, &agent, user, &headers, &call).await,
+    let named = METHODS.iter().find(|(of, name, _)| speaks.contains(of) && Some(*name) == rpc.as_deref());
+    match named {
+        Some((of, _, Call::Send)) if *of == protocol => {
+            send(&inner, &line, &agent, protocol, user, &headers, &call).await
+        }
         _ if !exists => plain(404, &format!("Agent {agent} not found")),
-        Some("tasks/get") => {
+        Some((of, ..)) if *of != protocol && !speaks.contains(&protocol) => {
+            unsupported(&id, protocol.as_str())
+        }
+        Some((of, _, Call::Get)) if *of == protocol => {
             let fault = inner.book().fault(&agent, |behaviour| &mut behaviour.on_get);
             if let Some(fault) = fault {
                 return fault.show(&line, Some(&id)).await;
             }
             match inner.book().task(&user, call["params"]["id"].as_str().unwrap_or_default()) {
-                Some(task) => result(&id, &task.now(false)),
+                Some(task) => result(&id, &task.show(View::Now, protocol)),
                 None => rpc_error(&id, -32001, "Task not found"),
             }
         }
-        Some("tasks/cancel") => rpc_error(&id, -32001, "Task not found"),
+        Some((of, _, Call::List)) if *of == protocol => {
+            let fault = inner.book().fault(&agent, |behaviour| &mut behaviour.on_list);
+            match fault {
+                Some(fault) => fault.show(&line, Some(&id)).await,
+                None => result(&id, &inner.book().list(&user, &agent, &call["params"])),
+            }
+        }
+        Some((of, _, Call::Cancel)) if *of == protocol => rpc_error(&id, -32001, "Task not found"),
         _ => rpc_error(&id, -32601, "method not found"),
     }
+}
+
+fn unsupported(id: &Value, version: &str) -> Response {
+    rpc_error(id, -32009, &format!("A2A version '{version}' is not supported by this handler."))
 }
 
 async fn send(
     inner: &Arc<Inner>,
     line: &Line,
     agent: &str,
+    protocol: Protocol,
     user: String,
     headers: &HeaderMap,
     call: &Value,
 ) -> Response {
     let id = &call["id"];
-    let raw = &call["params"]["message"];
+    let raw = &understood(protocol, &call["params"]["message"]);
+    let configuration = &call["params"]["configuration"];
     let parts = raw["parts"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let texts: Vec<&str> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
@@ -334,15 +431,21 @@ async fn send(
         at: Utc::now(),
         instant: Instant::now(),
         agent: agent.to_owned(),
+        protocol,
         session: text(&raw["contextId"]),
         id: text(&raw["messageId"]),
         text: texts.join("\n"),
         metadata: raw["metadata"].clone(),
         user,
         // The default is to wait.
-        blocking: call["params"]["configuration"]["blocking"].as_bool().unwrap_or(true),
+        blocking: match protocol {
+            V03 => configuration["blocking"] != false,
+            V10 => configuration["returnImmediately"] != true,
+        },
         authorization: text_of(headers, "Authorization"),
-        traceparent: text_of(headers, "traceparent"),
+        headers: (headers.iter())
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect(),
         task: None,
         ran: false,
     };
@@ -378,8 +481,13 @@ async fn send(
         return rpc_error(id, -32602, "invalid params");
     };
     let waits = message.blocking || behaviour.blocks || behaviour.message;
+    // In 1.0 it stands under its name.
+    let sent = |name: &str, value: Value| match protocol {
+        V03 => value,
+        V10 => json!({name: value}),
+    };
     if !waits {
-        return result(id, &task.submitted());
+        return result(id, &sent("task", task.show(View::Submitted, protocol)));
     }
     if tokio::time::timeout(behaviour.call_limit, inner.ended(&task.id)).await.is_err() {
         let words = "failed to send HTTP request: Post \"http://k8s-agent.kagent:8080\": context deadline exceeded \
@@ -388,7 +496,10 @@ async fn send(
     }
     // As it is now: it may have been held when we copied it.
     let task = inner.book().tasks.iter().find(|known| known.id == task.id).cloned().unwrap_or(task);
-    if behaviour.message { result(id, &task.as_message()) } else { result(id, &task.now(false)) }
+    match behaviour.message {
+        true => result(id, &sent("message", said(protocol, task.as_message()))),
+        false => result(id, &sent("task", task.show(View::Now, protocol))),
+    }
 }
 
 impl Fault {
@@ -396,6 +507,7 @@ impl Fault {
         tokio::time::sleep(self.after).await;
         let mut response = match self.wire {
             Wire::Status(status, body) => text_response(status, "application/json", body),
+            Wire::NoRoute => plain(404, "404 page not found"),
             Wire::Rpc(code, words) => rpc_error(rpc_id.unwrap_or(&Value::Null), code, &words),
             Wire::Reset => line.reset(),
             Wire::Close => line.close(),
@@ -450,6 +562,8 @@ fn rpc_error(id: &Value, code: i64, message: &str) -> Response {
         -32601 => "METHOD_NOT_FOUND",
         -32602 => "INVALID_PARAMS",
         -32001 => "TASK_NOT_FOUND",
+        -32004 => "UNSUPPORTED_OPERATION",
+        -32009 => "VERSION_NOT_SUPPORTED",
         _ => "INTERNAL_ERROR",
     };
     let data = json!([{

@@ -9,12 +9,12 @@ use std::{
 
 use khook::{
     hook::{ActiveEvent, EventType, Farewell, FarewellState, HookStatus, Phase, Reason, StandingState},
-    incident::key,
+    incident::{key, outcome::EndState},
 };
 
 use super::{
     point::{Class, Deed},
-    record::{Asked, Became, Expected, Line, Terms, What, expected, trouble},
+    record::{Asked, Became, Expected, Line, Terms, What, expected, is_in_doubt, trouble},
 };
 
 /// The longest time from a claim to its message, as spans are in fault runs: its session and itself.
@@ -73,6 +73,14 @@ pub struct Verdict {
 struct Sent<'a> {
     at: Duration,
     answer: Option<&'a Answered>,
+    /// Whether the status says that it is sent although the one before may have arrived.
+    resent: bool,
+}
+
+impl Sent<'_> {
+    fn is_refused(&self) -> bool {
+        self.answer.is_some_and(Answered::is_refusal)
+    }
 }
 
 struct Answered {
@@ -81,13 +89,26 @@ struct Answered {
     served: bool,
     delivered: bool,
     version: Option<u64>,
+    rpc: Option<i64>,
     ran: bool,
     shows: Vec<String>,
 }
 
 impl Answered {
     fn is_success(&self) -> bool {
-        self.code.is_some_and(|code| code < 300)
+        self.code.is_some_and(|code| code < 300) && self.rpc.is_none()
+    }
+
+    /// Refused in so many words, and khook was told: nothing ran.
+    fn is_refusal(&self) -> bool {
+        let refused = self.code.is_some_and(|code| (400..500).contains(&code))
+            || matches!(self.rpc, Some(-32700 | -32602..=-32600 | -32009));
+        self.delivered && !self.ran && refused
+    }
+
+    /// Refused for the dialect it was written in: the same message comes in the other one.
+    fn is_of_dialect(&self) -> bool {
+        self.is_refusal() && matches!(self.rpc, Some(-32601 | -32009))
     }
 }
 
@@ -166,10 +187,10 @@ impl<'a> Case<'a> {
                         holder: holder.as_deref(),
                     });
                 }
-                What::Answer { number, code, served, delivered, version, ran, shows } => {
-                    let (code, served, delivered, version, ran) =
-                        (*code, *served, *delivered, *version, *ran);
-                    let answer = Answered { at, code, served, delivered, version, ran, shows: shows.clone() };
+                What::Answer { number, code, served, delivered, version, rpc, ran, shows } => {
+                    let (code, served, delivered, version) = (*code, *served, *delivered, *version);
+                    let (rpc, ran, shows) = (*rpc, *ran, shows.clone());
+                    let answer = Answered { at, code, served, delivered, version, rpc, ran, shows };
                     case.answers.insert(*number, answer);
                 }
                 What::Wrote { version: Some(version), .. } => {
@@ -206,7 +227,7 @@ impl<'a> Case<'a> {
         let mut violations = Vec::new();
         let mut extra: BTreeMap<&'static str, usize> = BTreeMap::new();
         // Each claim pays for one message, and each attempt has one.
-        let mut used: BTreeSet<(&str, &str, i64)> = BTreeSet::new();
+        let mut used: BTreeSet<(&str, &str, i64, bool)> = BTreeSet::new();
         let mut attempts: BTreeMap<(&str, i32, i32), usize> = BTreeMap::new();
         // Where the memory was lost its attempts begin anew.
         let mut losses = self.losses();
@@ -218,7 +239,6 @@ impl<'a> Case<'a> {
             };
             let answer = self.answers.get(&asked.number);
             let (at, replica) = (asked.at, asked.replica);
-            windows.entry((session, message)).or_default().push(Sent { at, answer });
             while losses.pop_if(|loss| *loss < at).is_some() {
                 attempts.clear();
             }
@@ -233,6 +253,11 @@ impl<'a> Case<'a> {
                 })
                 .max_by_key(|(version, _)| version.version);
             let (uid, entry) = (entry.map_or("", |(version, _)| version.uid), entry.map(|(_, entry)| entry));
+            let foreign = answer.is_some_and(Answered::is_of_dialect);
+            if !foreign {
+                let resent = entry.is_some_and(|entry| entry.resent);
+                windows.entry((session, message)).or_default().push(Sent { at, answer, resent });
+            }
             let claim = entry.filter(|entry| {
                 is_called(entry) && key::message_id(session, entry.window) == message
                     || tells(entry) && key::farewell_id(session, entry.window) == message
@@ -253,8 +278,12 @@ impl<'a> Case<'a> {
                     format!("{pod} sent message {message} at {at:?} under the claim of {}", claim.process),
                 ));
             }
-            if !used.insert((uid, claim.process.as_str(), claim.sequence)) {
+            // Once in each dialect, where the first is not understood.
+            if !used.insert((uid, claim.process.as_str(), claim.sequence, foreign)) {
                 violations.push((Promise::S1, format!("{pod} sent message {message} twice under one claim")));
+            }
+            if foreign {
+                continue;
             }
             // An attempt at a farewell is one at another message.
             let attempt = match &entry.farewell {
@@ -275,12 +304,30 @@ impl<'a> Case<'a> {
                     sent[..index].iter().any(|sent| sent.answer.is_some_and(|answer| answer.ran));
                 let runs_again = ran_before && later.answer.is_some_and(|answer| answer.ran);
                 let farewell = farewells.contains(*message);
-                match self.excuse(session, message, farewell, &sent[index - 1], later) {
+                match self.excuse(session, message, farewell, &sent[..index], later) {
                     Ok(cause) if runs_again => *extra.entry(cause).or_default() += 1,
                     Ok(_) => {}
                     Err(why) => violations
                         .push((Promise::S2, format!("message {message} sent again at {:?} {why}", later.at))),
                 }
+            }
+        }
+        for ((session, message), sent) in &windows {
+            let told = sent.iter().any(|sent| {
+                sent.answer.is_some_and(|answer| answer.delivered && answer.is_success() && answer.ran)
+            });
+            let entries = self.versions.iter().flat_map(|version| &version.status.active_events);
+            let mut of_window = entries.filter(|entry| {
+                entry.session_id.as_deref() == Some(*session)
+                    && key::message_id(session, entry.window) == *message
+            });
+            let claims_so = |entry: &ActiveEvent| {
+                entry.reason == Some(Reason::AgentCalled) && entry.outcome != Some(EndState::OutcomeUnknown)
+            };
+            if self.terms.blind && !told && of_window.any(claims_so) {
+                let how =
+                    format!("nobody can tell whether message {message} arrived, and the status says so");
+                violations.push((Promise::S2, how));
             }
         }
         // One id for each window: another id would be another run.
@@ -338,9 +385,10 @@ impl<'a> Case<'a> {
         session: &str,
         message: &str,
         farewell: bool,
-        last: &Sent,
+        before: &[Sent],
         later: &Sent,
     ) -> Result<&'static str, &'static str> {
+        let Some(last) = before.last() else { return Ok("it is the first") };
         if self.lost_within(last.at.saturating_sub(IN_FLIGHT), later.at) {
             return Ok("the status was emptied by another writer");
         }
@@ -358,17 +406,15 @@ impl<'a> Case<'a> {
         if lookups.iter().any(|answer| answer.shows.iter().any(|id| id == message)) {
             return Err("although the session showed it");
         }
-        // Refused in so many words, and khook was told: nothing ran.
-        let refused = |sent: &Sent| {
-            sent.answer.is_some_and(|answer| {
-                answer.delivered && !answer.ran && answer.code.is_some_and(|code| (400..500).contains(&code))
-            })
-        };
-        match (refused(last), lookups.is_empty()) {
-            (true, _) => Ok("it had been refused"),
+        let doubts = before.iter().filter(|sent| !sent.is_refused()).count();
+        match (last.is_refused(), lookups.is_empty(), self.terms.blind) {
+            (true, _, _) => Ok("it had been refused"),
             _ if farewell => Err("though it tells of an end and may have been heard"),
-            (false, false) => Ok("a lookup did not show it"),
-            (false, true) => Err("without a lookup, though its outcome was not known"),
+            (false, false, _) => Ok("a lookup did not show it"),
+            (false, true, false) => Err("without a lookup, though its outcome was not known"),
+            (false, true, true) if doubts > 1 => Err("although two may have arrived"),
+            (false, true, true) if !later.resent => Err("and the status does not say so"),
+            (false, true, true) => Ok("the agent cannot be asked what it was sent"),
         }
     }
 
@@ -625,10 +671,12 @@ impl<'a> Case<'a> {
         }
         let asked: BTreeSet<(EventType, &str, &str)> =
             runs.keys().map(|(_, type_, pod, agent)| (*type_, *pod, *agent)).collect();
-        for Expected { event_type, pod, agent, asked: how, .. } in &self.expected {
+        for expected in &self.expected {
+            let Expected { event_type, pod, agent, asked: how, .. } = expected;
+            let excused = taken_back || self.terms.blind && is_in_doubt(self.lines, expected);
             let was = asked.contains(&(*event_type, pod.as_str(), agent.as_str()));
             match how {
-                Asked::Surely if !was && !taken_back => {
+                Asked::Surely if !was && !excused => {
                     violations
                         .push((Promise::L1, format!("{agent} was never asked about {event_type} on {pod}")));
                 }
@@ -839,6 +887,58 @@ mod tests {
         };
         assert_eq!(looked(&[]), []);
         assert_eq!(looked(&[key::message_id(SESSION, 1)]), [Promise::S2], "the session showed it");
+    }
+
+    /// As [`broken`], with an agent that cannot be asked what it was sent.
+    fn broken_blind(happened: &[serde_json::Value]) -> Vec<Promise> {
+        let mut lines = record(happened);
+        let What::Begin { terms, .. } = &mut lines[0].what else { panic!("the beginning") };
+        terms.blind = true;
+        check(&lines).violations.into_iter().map(|(promise, _)| promise).collect()
+    }
+
+    #[test]
+    fn where_there_is_no_lookup_a_message_in_doubt_goes_once_more_in_sight_and_never_again() {
+        let resent = |mut version: serde_json::Value| {
+            version["status"]["activeEvents"][0]["resent"] = json!(true);
+            version
+        };
+        let first = [version(1, "firing", 1), message(1)];
+        let second = [resent(version(2, "firing", 2)), message(2)];
+        let third = [resent(version(3, "firing", 3)), message(3)];
+        assert_eq!(broken_blind(&[&first[..], &second].concat()), []);
+        assert_eq!(broken(&[&first[..], &second].concat()), [Promise::S2], "others can be asked");
+        let unseen = [version(2, "firing", 2), message(2)];
+        assert_eq!(broken_blind(&[&first[..], &unseen].concat()), [Promise::S2]);
+        assert_eq!(broken_blind(&[&first[..], &second, &third].concat()), [Promise::S2]);
+        // One that was refused is no doubt.
+        let refused = [&first[..], &second, &[answer(2, 429, false)], &third].concat();
+        assert_eq!(broken_blind(&refused), []);
+        // And nobody says that it arrived.
+        let mut notified = resent(version(4, "notified", 2));
+        notified["status"]["activeEvents"][0]["reason"] = json!("AgentCalled");
+        let all = |last: &serde_json::Value| [&first[..], &second, std::slice::from_ref(last)].concat();
+        assert_eq!(broken_blind(&all(&notified)), [Promise::S2]);
+        notified["status"]["activeEvents"][0]["outcome"] = json!("OutcomeUnknown");
+        assert_eq!(broken_blind(&all(&notified)), []);
+    }
+
+    #[test]
+    fn a_message_that_is_not_understood_goes_in_the_other_dialect_under_the_same_claim() {
+        let not_understood = |number| {
+            let mut answer = answer(number, 200, false);
+            answer["rpc"] = json!(-32601);
+            answer
+        };
+        let firing = version(1, "firing", 1);
+        let twice = [firing, message(1), not_understood(1), message(2), answer(2, 200, true)];
+        assert_eq!(broken(&twice), []);
+        let thrice = [&twice[..], &[message(3), not_understood(3)]].concat();
+        assert_eq!(broken(&thrice), [Promise::S1]);
+        // An answer that khook never had tells it nothing.
+        let mut lost = twice.clone();
+        lost[2]["delivered"] = json!(false);
+        assert_eq!(broken(&lost), [Promise::S1, Promise::S1, Promise::S2]);
     }
 
     #[test]

@@ -246,5 +246,6 @@ rules:
 - {apiGroups: [kagent.dev], resources: [hooks/status], verbs: [patch]}
 - {apiGroups: [''], resources: [pods], verbs: [get, list, watch]}
 - {apiGroups: ['', events.k8s.io], resources: [events], verbs: [get, list, watch, create, patch]}
+- {apiGroups: [''], resources: [secrets], resourceNames: [triage], verbs: [get]}
 - {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}
 ";

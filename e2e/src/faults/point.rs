@@ -34,11 +34,15 @@ pub enum Class {
     WatchEvents,
     /// A line of the watch of kubelet's ends of containers.
     WatchKills,
+    /// A Secret is read.
+    Secret,
+    /// An agent's card is read.
+    Card,
     /// A session is opened at the agent.
     Session,
     /// A message is sent.
     Send,
-    /// A session's tasks are read.
+    /// A session's tasks are read, or a conversation's at the agent itself.
     Lookup,
     /// A task is looked at.
     Follow,
@@ -225,6 +229,20 @@ const CATALOG: &[Places] = &[
         deeds: &[Hang, HangAfter, Huge, Suspend, Edit, Remove, Recreate, Revoke, Wipe, Pause, Forget, Die],
     },
     Places { class: Send, most: 1, deeds: &[RestartApiserver, RestartEtcd] },
+    Places { class: Secret, most: 3, deeds: &[Drop, Fail, Truncate, Garbage, Hang, KillBefore, KillAfter] },
+    Places { class: Secret, most: 3, deeds: &[SuspendMeanwhile, RemoveMeanwhile, RecreateMeanwhile, Revoke] },
+    Places {
+        class: Card,
+        most: 2,
+        deeds: &[
+            Drop, LoseAnswer, Busy, Fail, Away, Delay, Truncate, Garbage, Huge, Hang, KillBefore, KillAfter,
+        ],
+    },
+    Places {
+        class: Card,
+        most: 2,
+        deeds: &[Suspend, Remove, SuspendMeanwhile, RemoveMeanwhile, RecreateMeanwhile, Pause],
+    },
     Places { class: ListPods, most: 1, deeds: &[Drop, Fail, Truncate] },
     Places { class: WatchKills, most: 1, deeds: &[Cut, Expire, Scramble] },
     Places { class: Follow, most: 2, deeds: &[Drop, Fail, Truncate, Garbage, KillBefore, KillAfter, Forget] },
@@ -232,7 +250,7 @@ const CATALOG: &[Places] = &[
 ];
 
 /// What can break in a lookup, of which there is none unless something broke before.
-const LOOKUP: &[Deed] = &[Drop, LoseAnswer, Fail, Truncate, Garbage, Hang, KillBefore, KillAfter];
+const LOOKUP: &[Deed] = &[Drop, LoseAnswer, Busy, Fail, Truncate, Garbage, Hang, KillBefore, KillAfter];
 
 /// Where, and what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -261,11 +279,20 @@ pub fn points(counts: &BTreeMap<Class, u32>, replicas: usize) -> Vec<Point> {
     points
 }
 
-/// Pairs of which the first makes way for the second: a lookup, and what breaks in it.
+/// Pairs of which the first makes way for the second: a lookup, and what breaks in it or on the way to it.
 pub fn pairs(counts: &BTreeMap<Class, u32>) -> Vec<Vec<Point>> {
-    let of = |class, deed| Point { replica: 0, class, nth: 1, deed };
-    let lookups = LOOKUP.iter().map(|deed| vec![of(Send, LoseAnswer), of(Lookup, *deed)]);
-    lookups.filter(|_| counts.contains_key(&Send)).collect()
+    let of = |class, nth, deed| Point { replica: 0, class, nth, deed };
+    let mut places = Vec::new();
+    if counts.contains_key(&Send) {
+        places.push((Lookup, 1));
+    }
+    // It is read anew then.
+    if let Some(read) = counts.get(&Card) {
+        places.push((Card, read + 1));
+    }
+    let pair =
+        |(class, nth)| LOOKUP.iter().map(move |deed| vec![of(Send, 1, LoseAnswer), of(class, nth, *deed)]);
+    places.into_iter().flat_map(pair).collect()
 }
 
 impl Class {

@@ -334,9 +334,13 @@ impl Stand {
                 "/api/sessions" => Class::Session,
                 _ if path.starts_with("/api/sessions/") => Class::Lookup,
                 _ if path.starts_with("/api/tasks/") => Class::Follow,
-                _ if rpc() == "message/send" => Class::Send,
-                _ if rpc() == "tasks/get" => Class::Follow,
-                _ => Class::Other,
+                _ if path.ends_with("/agent-card.json") => Class::Card,
+                _ => match rpc().as_str() {
+                    Some("message/send" | "SendMessage") => Class::Send,
+                    Some("tasks/get" | "GetTask") => Class::Follow,
+                    Some("ListTasks") => Class::Lookup,
+                    _ => Class::Other,
+                },
             };
         }
         let own = path.contains("/namespaces/");
@@ -356,6 +360,7 @@ impl Stand {
             _ if path.ends_with("/pods") && watch => Class::WatchPods,
             _ if path.ends_with("/pods") => Class::ListPods,
             _ if path.contains("/pods/") => Class::ReadPod,
+            _ if path.contains("/secrets/") => Class::Secret,
             _ => Class::Other,
         }
     }
@@ -398,7 +403,9 @@ async fn until(at: Option<tokio::time::Instant>) {
 /// A request, as the record has it.
 pub(super) fn quote(number: u64, replica: usize, class: Class, path: &str, body: &[u8]) -> What {
     let value: Value = match class {
-        Class::Send | Class::Session | Class::Lease => serde_json::from_slice(body).unwrap_or_default(),
+        Class::Send | Class::Session | Class::Lookup | Class::Lease => {
+            serde_json::from_slice(body).unwrap_or_default()
+        }
         _ => Value::Null,
     };
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -409,7 +416,10 @@ pub(super) fn quote(number: u64, replica: usize, class: Class, path: &str, body:
         class,
         session: match class {
             Class::Session => text(&value["id"]),
-            Class::Lookup => path.split('/').nth(3).map(str::to_owned),
+            Class::Lookup => match path.strip_prefix("/api/sessions/") {
+                Some(rest) => rest.split('/').next().map(str::to_owned),
+                None => text(&value["params"]["contextId"]),
+            },
             _ => text(&message["contextId"]),
         },
         message: text(&message["messageId"]),

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use khook::hook::{EventType, HookStatus};
+use khook::{
+    hook::{EventType, HookStatus},
+    incident::outcome::EndState,
+};
 use serde::{Deserialize, Serialize};
 
 use super::point::{Class, Deed, Point};
@@ -93,6 +96,9 @@ pub enum What {
         /// The version of the Hook in the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<u64>,
+        /// Of a message and of a lookup: the code of the JSON-RPC error it was answered with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rpc: Option<i64>,
         /// Of a message: whether a run began.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         ran: bool,
@@ -208,6 +214,9 @@ pub struct Terms {
     pub look: u64,
     /// Milliseconds after which trouble is no news any more.
     pub stale: u64,
+    /// Whether nobody can be asked which messages an agent has had.
+    #[serde(default)]
+    pub blind: bool,
 }
 
 /// Something that a scenario expects.
@@ -259,6 +268,19 @@ pub fn expected(lines: &[Line]) -> Vec<Expected> {
     }
     all.retain(|expected| expected.asked == Asked::Never || expected.at + stale > begun);
     all
+}
+
+/// Whether khook says that nobody can tell whether the agent was asked about this.
+pub fn is_in_doubt(lines: &[Line], expected: &Expected) -> bool {
+    let entries = lines.iter().filter_map(|line| match &line.what {
+        What::Version { status, .. } => Some(&status.active_events),
+        _ => None,
+    });
+    entries.flatten().any(|entry| {
+        (entry.event_type, &entry.resource_name, &entry.agent)
+            == (expected.event_type, &expected.pod, &expected.agent)
+            && entry.outcome == Some(EndState::OutcomeUnknown)
+    })
 }
 
 /// Writes down what happens.

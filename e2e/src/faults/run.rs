@@ -28,7 +28,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use super::{
     point::{Class, Deed, Point},
     proxy::{self, Proxy, Upstream},
-    record::{Asked, Became, Expected, Line, Recorder, Terms, What, expected},
+    record::{Asked, Became, Expected, Line, Recorder, Terms, What, expected, is_in_doubt},
     scenarios::Scenario,
 };
 use crate::{
@@ -66,8 +66,11 @@ pub struct Run {
     pub(super) control_plane: &'static ControlPlane,
     pub(super) state: Mutex<State>,
     operators: Mutex<Vec<Option<Arc<Operator>>>>,
+    /// Where each replica finds the agents.
+    agents: Mutex<Vec<String>>,
     acts: tokio::sync::Mutex<JoinSet<()>>,
     numbers: AtomicU64,
+    blind: bool,
     settle: Duration,
     /// Closed when the run is over: what hangs ends then, and nobody brings killed replicas back.
     over: Semaphore,
@@ -161,7 +164,7 @@ impl Ground {
     /// Plays a scenario.
     pub async fn play(&self, scenario: &'static Scenario, options: Options) -> Result<Played> {
         // A control plane that was broken on purpose may still be on its way back.
-        let made = async || self.control_plane.fresh_namespace(scenario.name).await;
+        let made = async || self.control_plane.fresh_namespace(&scenario.name.replace('.', "-")).await;
         let namespace = eventually("a namespace", SETTLE, made).await?;
         let agent = Arc::new(Agent::spawn().await?);
         let world = World::with(self.control_plane, agent, namespace).await?;
@@ -171,8 +174,10 @@ impl Ground {
             control_plane: self.control_plane,
             state: Mutex::new(State { points: options.points.clone(), ..State::default() }),
             operators: Mutex::default(),
+            agents: Mutex::default(),
             acts: tokio::sync::Mutex::default(),
             numbers: AtomicU64::new(0),
+            blind: scenario.blind,
             settle: options.settle.unwrap_or(SETTLE),
             over: Semaphore::new(0),
         });
@@ -217,6 +222,7 @@ impl Ground {
             let apiserver = Proxy::start(run.clone(), replica, upstream).await?;
             let upstream = Upstream::Agent(crate::http_client()?, run.world.agent.url());
             let agent = Proxy::start(run.clone(), replica, upstream).await?;
+            lock(&run.agents).push(agent.url().to_owned());
             let operator = setup(namespace, scenario, options, replica, more, &apiserver, &agent)?;
             lock(&run.operators).push(None);
             let operator = Arc::new(operator.start().await?);
@@ -298,6 +304,7 @@ fn terms(scenario: &Scenario) -> Terms {
         slots: number("CALL_SLOTS_PER_AGENT", 16),
         lease: span("LEASE_DURATION"),
         look: 1000,
+        blind: scenario.blind,
         stale: if set("STALE_AFTER").is_some() { span("STALE_AFTER") } else { 900_000 },
     }
 }
@@ -329,6 +336,12 @@ impl Run {
     /// A Hook that asks `kagent/k8s-agent` about these kinds of trouble.
     pub async fn hook(&self, name: &str, types: &[&str]) -> Result<()> {
         self.insist(async || self.world.hook(name, types).await).await
+    }
+
+    /// Where the first replica finds the plain agent of this name.
+    pub fn direct_url(&self, name: &str) -> String {
+        let base = lock(&self.agents).first().cloned().unwrap_or_default();
+        format!("{base}/direct/{name}")
     }
 
     /// kubelet's Warning that a container is in crash loop, once.
@@ -438,6 +451,7 @@ impl Run {
             served: refused.is_none(),
             delivered,
             version: version.filter(|_| ticket.class == Class::Status),
+            rpc: body["error"]["code"].as_i64(),
             ran: ticket.class == Class::Send && body["result"].is_object(),
             shows,
         });
@@ -548,10 +562,12 @@ impl Run {
             }
             // Read anew: a process that begins later may be excused of more.
             let lines = self.record.read();
-            for Expected { event_type, pod, agent, asked, .. } in expected(&lines) {
-                let excused = taken_back || terminated || asked == Asked::Never;
-                let was = excused
-                    || hooks.iter().any(|hook| self.was_asked(hook, &lines, event_type, &pod, &agent));
+            for expected in expected(&lines) {
+                let Expected { event_type, pod, agent, asked, .. } = &expected;
+                let doubt = || self.blind && is_in_doubt(&lines, &expected);
+                let excused = taken_back || terminated || *asked == Asked::Never || doubt();
+                let was =
+                    excused || hooks.iter().any(|hook| self.was_asked(hook, &lines, *event_type, pod, agent));
                 ensure!(was, "{agent} was not asked about {event_type} on {pod}: {}", brief(&hooks));
             }
             // Nothing moves any more: not merely between two things.
@@ -585,7 +601,8 @@ impl Run {
             .filter_map(|entry| entry.session_id.as_deref())
             .collect();
         self.world.agent.runs().iter().any(|run| {
-            run.agent == agent
+            // A plain agent has its URL for a name.
+            agent.ends_with(&run.agent)
                 && sessions.contains(run.session.as_str())
                 && run.metadata["resourceName"] == pod
                 && run.metadata["eventType"] == event_type.as_str()

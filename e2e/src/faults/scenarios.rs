@@ -7,7 +7,10 @@ use anyhow::{Context, Result};
 use chrono::{TimeDelta, Utc};
 use futures::future::LocalBoxFuture;
 use k8s_openapi::api::core::v1::Pod;
-use khook::hook::{ActiveEvent, EventType, Hook, Phase};
+use khook::{
+    hook::{ActiveEvent, EventType, Hook, Phase},
+    incident::outcome::Protocol,
+};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
@@ -24,6 +27,8 @@ pub struct Scenario {
     pub env: Env,
     /// The replicas, each with settings of its own.
     pub replicas: &'static [Env],
+    /// Whether nobody can be asked which messages an agent has had.
+    pub blind: bool,
     /// What happens.
     pub play: Play,
 }
@@ -127,7 +132,34 @@ pub static SCENARIOS: &[Scenario] = &[
         |run| Box::pin(several(run)),
     ),
     scenario("legacy", "a status that the Go khook left", &[], ONE, |run| Box::pin(legacy(run))),
+    Scenario {
+        blind: true,
+        ..scenario(
+            "direct-0.3",
+            "an agent beside kagent, which cannot be asked what it was sent; two pods",
+            DIRECT,
+            ONE,
+            |run| Box::pin(direct(run, &[Protocol::V03], None)),
+        )
+    },
+    scenario(
+        "direct-1.0",
+        "an agent beside kagent, which lists its tasks and wants a token from a Secret; two pods",
+        DIRECT,
+        ONE,
+        |run| Box::pin(direct(run, &[Protocol::V10], Some("triage"))),
+    ),
+    scenario(
+        "kagent-1.0",
+        "a kagent that speaks A2A 1.0 only and has no sessions; two pods",
+        &[],
+        ONE,
+        |run| Box::pin(kagent_to_come(run)),
+    ),
 ];
+
+/// All that listens in a run is at this address.
+const DIRECT: Env = &[("DIRECT_AGENT_HOSTS", "127.0.0.1")];
 
 type Env = &'static [(&'static str, &'static str)];
 type Play = fn(Arc<Run>) -> LocalBoxFuture<'static, Result<()>>;
@@ -139,7 +171,7 @@ const fn scenario(
     replicas: &'static [Env],
     play: Play,
 ) -> Scenario {
-    Scenario { name, about, env, replicas, play }
+    Scenario { name, about, env, replicas, blind: false, play }
 }
 
 /// The scenario of this name.
@@ -368,6 +400,42 @@ async fn legacy(run: Arc<Run>) -> Result<()> {
     })
     .await?;
     run.crash("web-0").await
+}
+
+async fn direct(run: Arc<Run>, speaks: &'static [Protocol], secret: Option<&str>) -> Result<()> {
+    let url = run.direct_url("triage");
+    let world = &run.world;
+    let endpoint = format!("{url}/a2a");
+    world.agent.set(Behaviour::default().speaks(speaks).lists_tasks().card_names(&endpoint));
+    let mut agent = json!({"url": url});
+    if let Some(name) = secret {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "stringData": {"token": "of-triage"}});
+        run.insist(async || world.control_plane.apply_in(&world.namespace, &secret.to_string()).await)
+            .await?;
+        agent["auth"] = json!({"secretRef": {"name": name}});
+    }
+    let hook = json!({"apiVersion": "kagent.dev/v1alpha2", "kind": "Hook", "metadata": {"name": "shop"},
+        "spec": {"eventConfigurations": [{"eventType": "pod-restart", "agent": agent, "prompt": "Look"}]}});
+    run.insist(async || world.control_plane.apply_in(&world.namespace, &hook.to_string()).await).await?;
+    run.listens().await?;
+    for pod in ["web-0", "web-1"] {
+        run.expect_of(EventType::PodRestart, pod, &url, Asked::Surely, 1);
+        run.crash(pod).await?;
+    }
+    Ok(())
+}
+
+async fn kagent_to_come(run: Arc<Run>) -> Result<()> {
+    let kagent = Behaviour::default().speaks(&[Protocol::V10]).lists_tasks().without_sessions();
+    run.world.agent.set(kagent);
+    run.hook("shop", &["pod-restart"]).await?;
+    run.listens().await?;
+    for pod in ["web-0", "web-1"] {
+        run.expect(EventType::PodRestart, pod, Asked::Surely);
+        run.crash(pod).await?;
+    }
+    Ok(())
 }
 
 // ---- pods, as kubelet writes them
