@@ -1105,6 +1105,7 @@ impl Context {
             // the task may have been missed.
             let mut listening = std::pin::pin!(context.agents.listen(&first, &task_id, left).fuse());
             let mut heard = None;
+            let (mut described, mut generation) = (direct.clone(), None);
             let ended = loop {
                 let over = tokio::time::sleep(wait);
                 tokio::select! {
@@ -1119,12 +1120,20 @@ impl Context {
                     break None;
                 }
                 // As the Hook says it now: whom it does not name any more is not asked any more.
-                let direct = match context.described(&room.hook, &entry) {
-                    None if direct.is_some() => break None,
-                    now => now,
-                };
+                if matches!(agent, AgentName::Direct { .. }) {
+                    let hook = context.hooks.get(&room.hook);
+                    let newest = hook.as_ref().and_then(|hook| hook.metadata.generation);
+                    // Parsed once for each spec, not for each look.
+                    if newest.is_none() || newest != generation {
+                        generation = newest;
+                        described = hook.and_then(|hook| context.described(&hook, &entry));
+                    }
+                    if described.is_none() && direct.is_some() {
+                        break None;
+                    }
+                }
                 let begun = Instant::now();
-                let about = about(&entry, &agent, direct.as_deref());
+                let about = about(&entry, &agent, described.as_deref());
                 let mut seen = context.agents.follow(&about, &task_id).await;
                 let outcome = match &seen {
                     Follow::Running => CallOutcome::Accepted,
@@ -1165,12 +1174,8 @@ impl Context {
         });
     }
 
-    /// How the agent of an entry is asked, as its Hook says now.
-    fn described(&self, hook: &ObjectRef<Hook>, entry: &ActiveEvent) -> Option<Arc<DirectAgent>> {
-        if !entry.agent.contains("://") {
-            return None;
-        }
-        let hook = self.hooks.get(hook)?;
+    /// How the agent of an entry is asked, as this Hook says.
+    fn described(&self, hook: &Hook, entry: &ActiveEvent) -> Option<Arc<DirectAgent>> {
         direct_of(&Rules::parse(&hook.spec, &hook.namespace().unwrap_or_default(), &self.policy), entry)
     }
 
