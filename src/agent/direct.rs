@@ -476,12 +476,7 @@ impl Direct {
             url: ready.known.url.clone(),
             place: ready.shown.auth.hide(ready.known.url.as_str()),
             headers: HeaderMap::new(),
-            limits: Limits {
-                send: self.config.api_timeout,
-                read: self.config.lookup_timeout,
-                answer: self.config.max_body,
-                tasks: self.config.max_body.saturating_mul(16),
-            },
+            limits: Limits::new(self.config.api_timeout, self.config.lookup_timeout, self.config.max_body),
             hint: format!("; is {} the address of an A2A agent, or of its JSON-RPC endpoint?", agent.url),
         }
     }

@@ -32,6 +32,13 @@ pub(super) struct Limits {
     pub(super) tasks: usize,
 }
 
+impl Limits {
+    /// Reads of tasks may be 16 times as long as the answer to a message.
+    pub(super) fn new(send: Duration, read: Duration, max_body: usize) -> Self {
+        Self { send, read, answer: max_body, tasks: max_body.saturating_mul(16) }
+    }
+}
+
 /// An endpoint, and whom it sees asking.
 pub(super) struct Endpoint<'a> {
     pub(super) http: &'a Http,

@@ -274,7 +274,7 @@ impl Kagent {
             headers: self.headers(),
             body: None,
             timeout: self.config.lookup_timeout,
-            cap: self.config.max_body.saturating_mul(HISTORY),
+            cap: self.limits().tasks,
         }
     }
 
@@ -285,14 +285,13 @@ impl Kagent {
             place: url.to_string(),
             url: self.with_user(url),
             headers: self.headers(),
-            limits: Limits {
-                send: self.config.api_timeout,
-                read: self.config.lookup_timeout,
-                answer: self.config.max_body,
-                tasks: self.config.max_body.saturating_mul(HISTORY),
-            },
+            limits: self.limits(),
             hint: format!("; is there an Agent {agent}, and is it accepted?"),
         }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::new(self.config.api_timeout, self.config.lookup_timeout, self.config.max_body)
     }
 
     // The query wins over the header in kagent; proxies that authenticate know the header only.
@@ -346,9 +345,6 @@ impl Kagent {
 
 /// The user, where a proxy in front of kagent authenticates.
 const USER: reqwest::header::HeaderName = reqwest::header::HeaderName::from_static("x-user-id");
-
-/// How many times `max_body` a read of tasks may have.
-const HISTORY: usize = 16;
 
 impl Answer {
     /// Whether the session is open, or why nothing was sent.
