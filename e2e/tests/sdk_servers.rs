@@ -278,6 +278,16 @@ fn hide(value: &mut Value) {
     }
 }
 
+/// Whether Go's exception came before the task that was sent just before it was stored: it runs the agent and
+/// takes what the agent sends at the same time, and an exception ends both. The error is then all there is.
+fn overtaken(sdk: Sdk, name: &str, body: &str) -> bool {
+    let error = plain(body).last().is_some_and(|last| {
+        (&last["error"]["code"], &last["error"]["data"]["error"])
+            == (&json!(-32603), &json!("the model gave up"))
+    });
+    (sdk, name) == (Sdk::Go, "raised") && error
+}
+
 /// Everything that is recorded of one SDK.
 async fn answers_as_recorded(sdk: Sdk) -> Result<()> {
     let agent = Caller::start(sdk).await;
@@ -311,6 +321,9 @@ async fn answers_as_recorded(sdk: Sdk) -> Result<()> {
     ] {
         let answer = agent.send(name, &format!("{marks} Pod web-1 crashes.\nIts log is empty.")).await;
         assert_eq!((answer.status, answer.kind.as_str()), (200, "application/json"), "{name}");
+        if overtaken(sdk, name, &answer.body) {
+            continue;
+        }
         record.check(&format!("send-{name}.json"), &answer);
         let task = dialect.task(&answer);
         if task["id"].is_string() && task["status"].is_object() && !name.contains("usage") {
@@ -386,6 +399,9 @@ async fn answers_as_recorded(sdk: Sdk) -> Result<()> {
             // Whether what was sent before the exception still comes is chance.
             let last = answer.body.trim_end().rsplit("\n\n").next().unwrap_or_default();
             answer.body = format!("{last}\n\n");
+        }
+        if overtaken(sdk, name, &answer.body) {
+            continue;
         }
         record.check(&format!("stream-{name}.txt"), &answer);
     }
