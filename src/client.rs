@@ -26,7 +26,7 @@ use kube::{
     config::InferConfigError,
 };
 use tokio::net::{UdpSocket, lookup_host};
-use tower::{BoxError, ServiceBuilder, retry::RetryLayer, timeout::TimeoutLayer};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer, service_fn, timeout::TimeoutLayer};
 
 /// How long parts of a request may take.
 #[derive(Clone, Copy)]
@@ -133,6 +133,22 @@ impl Clients {
             namespace: config.default_namespace,
         })
     }
+}
+
+/// The same client, which says so whenever a request is answered with success.
+pub fn noting(client: Client, note: impl Fn() + Clone + Send + 'static) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = service_fn(move |request| {
+        let (client, note) = (client.clone(), note.clone());
+        async move {
+            let answer = client.send(request).await?;
+            if answer.status().is_success() {
+                note();
+            }
+            Ok::<_, kube::Error>(answer)
+        }
+    });
+    Client::new(service, namespace)
 }
 
 fn watch_client(config: &Config, timeouts: Timeouts) -> Result<Client, kube::Error> {

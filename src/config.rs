@@ -15,8 +15,10 @@ use reqwest::Url;
 
 use crate::{
     hook::parse_duration,
-    incident::{hosts::Hosts, outcome::Protocol, policy::Policy},
-    otlp, telemetry,
+    incident::{allowed::Allowed, hosts::Hosts, outcome::Protocol, policy::Policy},
+    otlp,
+    source::Scope,
+    telemetry,
 };
 
 /// Everything that can be set, parsed and checked. Spans of time are written as Kubernetes writes
@@ -49,9 +51,18 @@ pub struct Settings {
     /// Whether the beginning of an agent's answer is shown in status and Events; it may quote logs
     #[arg(long, default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean)]
     pub show_answers: bool,
+    /// Which of kagent's agents the Hooks of a namespace may have asked, as JSON, where . is the Hook's own
+    /// namespace: {"shop":["kagent/k8s-agent","./*"],"team-*":["kagent/safe-*"]}. All by default; once set,
+    /// what it does not name is refused
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = allowed_agents)]
+    pub allowed_agents: Allowed,
     /// Longest time one call to an agent may take
     #[arg(long, default_value = "120s", value_parser = span("100ms", "1h"))]
     pub kagent_api_timeout: Duration,
+
+    /// Namespaces whose Hooks and pods are watched, with commas; all by default. Each costs four watches
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = namespaces)]
+    pub watch_namespaces: Namespaces,
 
     /// error, warn, info, debug, trace or off; or tracing directives such as `info,khook::agent=debug`
     #[arg(long, default_value = "info", value_parser = log_level)]
@@ -213,6 +224,10 @@ pub enum Credential {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AnyOrOne(pub Option<Protocol>);
 
+/// Names of namespaces; none stands for all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Namespaces(Vec<String>);
+
 /// A value that is shown nowhere.
 #[derive(Clone, PartialEq)]
 pub struct Secret(String);
@@ -318,6 +333,7 @@ impl Settings {
             breaker_base: self.breaker_base,
             breaker_max: self.breaker_max,
             direct_agents: self.direct_agent_hosts.clone(),
+            allowed_agents: self.allowed_agents.clone(),
             show_answers: self.show_answers,
             ui_url: self.kagent_ui_url.as_ref().map(|url| url.as_str().trim_end_matches('/').to_owned()),
         }
@@ -331,6 +347,14 @@ impl Settings {
     /// Longest time the creation of a session may take.
     pub fn session_timeout(&self) -> Duration {
         self.kagent_api_timeout.min(Duration::from_secs(30))
+    }
+
+    /// Where Hooks and pods are watched; never empty.
+    pub fn scopes(&self) -> Vec<Scope> {
+        match self.watch_namespaces.0.as_slice() {
+            [] => vec![Scope::Everywhere],
+            some => some.iter().cloned().map(Scope::Namespace).collect(),
+        }
     }
 
     /// How to authenticate to kagent.
@@ -496,6 +520,25 @@ fn hosts(text: &str) -> Result<Hosts, String> {
     text.parse()
 }
 
+fn allowed_agents(text: &str) -> Result<Allowed, String> {
+    text.parse()
+}
+
+fn namespaces(text: &str) -> Result<Namespaces, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let mut names: Vec<String> = names.map(namespace).collect::<Result<_, _>>()?;
+    names.sort();
+    names.dedup();
+    Ok(Namespaces(names))
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    match object_name(text) {
+        Ok(name) if name.len() <= 63 && !name.contains('.') => Ok(name),
+        _ => Err(format!("names of namespaces, separated by commas; {text:?} is none")),
+    }
+}
+
 fn header_text(text: &str) -> Result<String, String> {
     match HeaderValue::from_str(text) {
         Ok(_) if text.trim() == text => Ok(text.into()),
@@ -603,6 +646,15 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_are_watched_once_each_or_all() {
+        let scopes = |text: &str| read(&["--watch-namespaces", text], &[]).unwrap().scopes();
+        let namespace = |name: &str| Scope::Namespace(name.into());
+        assert_eq!(scopes(""), [Scope::Everywhere]);
+        assert_eq!(scopes(" , "), [Scope::Everywhere]);
+        assert_eq!(scopes("shop, ops,shop"), [namespace("ops"), namespace("shop")]);
+    }
+
+    #[test]
     fn a_flag_wins_over_the_environment_and_an_empty_variable_is_unset() {
         let env = [("STALE_AFTER", "5m"), ("METRICS_PORT", ""), ("CALL_SLOTS", "32")];
         let settings = read(&["--stale-after", "7m"], &env).unwrap();
@@ -698,6 +750,14 @@ mod tests {
     #[case(
         ("KAGENT_API_KEY", "hunter 2"),
         "KAGENT_API_KEY (--kagent-api-key) is (hidden), but must be a bearer token: visible ASCII without blanks"
+    )]
+    #[case(
+        ("WATCH_NAMESPACES", "shop,team/a"),
+        "WATCH_NAMESPACES (--watch-namespaces) is \"shop,team/a\", but must be names of namespaces, separated by commas; \"team/a\" is none"
+    )]
+    #[case(
+        ("ALLOWED_AGENTS", r#"{"shop":["k8s-agent"]}"#),
+        "ALLOWED_AGENTS (--allowed-agents) is \"{\\\"shop\\\":[\\\"k8s-agent\\\"]}\", but must be a JSON object of namespaces and their agents, such as {\"shop\":[\"kagent/k8s-agent\",\"./*\"],\"*\":[\"kagent/triage-*\"]}: \"k8s-agent\" is no agent: it must be NAMESPACE/NAME, ./NAME or *"
     )]
     #[case(
         ("LEASE_RENEW", "15s"),

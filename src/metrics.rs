@@ -11,17 +11,17 @@ use std::{
 };
 
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, core::Collector,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use crate::incident::outcome;
+use crate::{incident::outcome, source::Scope};
 
 /// Declares an enum whose variants are the values of a label.
 macro_rules! label {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$variant_doc])* $variant,)+ }
 
         impl $name {
@@ -158,6 +158,9 @@ pub struct HookCounts {
     pub active: Vec<(&'static str, &'static str, i64)>,
     /// Incidents that its status has no room for.
     pub overflow: i64,
+    /// Since when the call that waits longest has been due, in seconds since the epoch. It may be later than
+    /// now: then its trouble must last until then.
+    pub oldest_due: Option<i64>,
 }
 
 /// All of khook's metrics, in a registry of their own.
@@ -171,6 +174,7 @@ pub struct Metrics {
     event_to_call: Histogram,
     status_writes: IntCounterVec,
     watch_restarts: IntCounterVec,
+    watch_contact: GaugeVec,
     breaker_state: IntGaugeVec,
     leader: IntGauge,
     reconcile_duration: Histogram,
@@ -178,6 +182,7 @@ pub struct Metrics {
     transitions: IntCounterVec,
     tokens: IntCounterVec,
     overflow: IntGauge,
+    oldest_due: IntGauge,
     inflight: IntGauge,
     notices_dropped: IntCounter,
     spans_dropped: IntCounter,
@@ -185,6 +190,8 @@ pub struct Metrics {
     memory: Gauge,
     open_fds: IntGauge,
     hooks: Mutex<HashMap<String, HookCounts>>,
+    /// When each watch was last answered, in seconds since the epoch, by what it looks at and where.
+    contacts: Mutex<HashMap<(Watch, Scope), f64>>,
 }
 
 impl Metrics {
@@ -254,6 +261,17 @@ impl Metrics {
                 "Watches that had to begin again, by what they look at and why.",
                 &["watch", "reason"],
             ),
+            watch_contact: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "khook_watch_contact_timestamp_seconds",
+                        "When the apiserver last answered a watch well, in seconds since the epoch; each asks anew \
+                         at least every WATCH_TIMEOUT. Of several namespaces the one heard of least recently.",
+                    ),
+                    &["watch"],
+                ),
+            ),
             breaker_state: register(
                 &registry,
                 IntGaugeVec::new(
@@ -289,6 +307,10 @@ impl Metrics {
                 &["agent", "kind"],
             ),
             overflow: gauge("khook_overflow", "Incidents that have no room in their Hook's status."),
+            oldest_due: gauge(
+                "khook_oldest_due_timestamp_seconds",
+                "Since when the call that waits longest has been due, in seconds since the epoch; 0 where none waits.",
+            ),
             inflight: gauge("khook_inflight_calls", "Calls to agents in flight."),
             notices_dropped: register(
                 &registry,
@@ -314,6 +336,7 @@ impl Metrics {
             ),
             open_fds: register(&registry, IntGauge::new("process_open_fds", "Open file descriptors.")),
             hooks: Mutex::default(),
+            contacts: Mutex::default(),
             registry,
         };
 
@@ -375,6 +398,15 @@ impl Metrics {
     /// A watch had to begin again.
     pub fn watch_restart(&self, watch: Watch, reason: Restart) {
         self.watch_restarts.with_label_values(&[watch.as_str(), reason.as_str()]).inc();
+    }
+
+    /// The apiserver has answered a watch well, or is about to be asked for the first time.
+    pub fn watch_contact(&self, watch: Watch, scope: &Scope) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut contacts = lock(&self.contacts);
+        contacts.insert((watch, scope.clone()), now.as_secs_f64());
+        let of_this = contacts.iter().filter(|((other, _), _)| *other == watch).map(|(_, at)| *at);
+        self.watch_contact.with_label_values(&[watch.as_str()]).set(of_this.fold(f64::INFINITY, f64::min));
     }
 
     /// The breaker of `agent` (`namespace/name`) is in `state`.
@@ -446,6 +478,8 @@ impl Metrics {
 
     /// Everything in Prometheus' text format.
     pub fn encode(&self) -> String {
+        let oldest = lock(&self.hooks).values().filter_map(|counts| counts.oldest_due).min();
+        self.oldest_due.set(oldest.unwrap_or_default());
         self.look_at_process();
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
@@ -535,8 +569,40 @@ mod tests {
         metrics.transition("oom-kill", "notified", "");
         metrics.notice_dropped();
         metrics.spans_dropped(3);
-        metrics.set_hook("ns/a", HookCounts { active: vec![("oom-kill", "firing", 2)], overflow: 1 });
+        metrics.set_hook(
+            "ns/a",
+            HookCounts { active: vec![("oom-kill", "firing", 2)], overflow: 1, oldest_due: Some(30) },
+        );
         metrics
+    }
+
+    #[test]
+    fn the_call_that_waits_longest_and_the_watch_that_is_silent_longest_count() {
+        let metrics = Metrics::new();
+        let value = |name: &str| {
+            let text = metrics.encode();
+            let line =
+                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+            line.unwrap_or_else(|| panic!("no {name} in {text}")).parse::<f64>().unwrap()
+        };
+        let due = |oldest_due| HookCounts { oldest_due, ..HookCounts::default() };
+        metrics.set_hook("ns/a", due(Some(30)));
+        metrics.set_hook("ns/b", due(Some(20)));
+        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 20.0);
+        metrics.set_hook("ns/b", due(None));
+        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 30.0);
+        metrics.forget_hook("ns/a");
+        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 0.0);
+
+        let contact = "khook_watch_contact_timestamp_seconds{watch=\"pods\"}";
+        let (shop, ops) = (Scope::Namespace("shop".into()), Scope::Namespace("ops".into()));
+        metrics.watch_contact(Watch::Pods, &shop);
+        let first = value(contact);
+        std::thread::sleep(Duration::from_millis(2));
+        metrics.watch_contact(Watch::Pods, &ops);
+        assert_eq!(value(contact), first, "ops was heard of, shop not");
+        metrics.watch_contact(Watch::Pods, &shop);
+        assert!(value(contact) > first);
     }
 
     #[test]
@@ -558,6 +624,7 @@ mod tests {
             "khook_reconcile_errors_total{reason=\"write\"} 1",
             "khook_incident_transitions_total{event_type=\"oom-kill\",reason=\"\",to=\"notified\"} 1",
             "khook_overflow 1",
+            "khook_oldest_due_timestamp_seconds 30",
             "khook_inflight_calls 0",
             "khook_notices_dropped_total 1",
             "khook_spans_dropped_total 3",
@@ -574,8 +641,14 @@ mod tests {
     #[test]
     fn a_hooks_counts_are_replaced_not_added() {
         let metrics = touched();
-        metrics.set_hook("ns/b", HookCounts { active: vec![("oom-kill", "firing", 5)], overflow: 0 });
-        metrics.set_hook("ns/a", HookCounts { active: vec![("oom-kill", "notified", 2)], overflow: 0 });
+        metrics.set_hook(
+            "ns/b",
+            HookCounts { active: vec![("oom-kill", "firing", 5)], overflow: 0, oldest_due: Some(20) },
+        );
+        metrics.set_hook(
+            "ns/a",
+            HookCounts { active: vec![("oom-kill", "notified", 2)], overflow: 0, oldest_due: None },
+        );
         let firing = metrics.active_events.with_label_values(&["oom-kill", "firing"]);
         assert_eq!(firing.get(), 5);
         assert_eq!(metrics.active_events.with_label_values(&["oom-kill", "notified"]).get(), 2);

@@ -6,13 +6,10 @@ use std::{
 };
 
 use futures::{StreamExt, channel::mpsc, future, stream};
-use kube::{
-    Api,
-    runtime::{
-        WatchStreamExt,
-        controller::{self, Controller},
-        predicates, reflector, watcher,
-    },
+use kube::runtime::{
+    WatchStreamExt,
+    controller::{self, Controller},
+    predicates, reflector, watcher,
 };
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,11 +31,7 @@ use crate::{
     otlp::Traces,
     reconcile::{self, Context, Pace, Process},
     server::Health,
-    source::{
-        self, BEAT, events,
-        index::Index,
-        pods::{self, Pod},
-    },
+    source::{self, BEAT, Lookout, Scope, events, index::Indexes, pods, union::Union},
 };
 
 /// What the parts of the operator share.
@@ -123,43 +116,51 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         tasks: TaskTracker::new(),
         metrics: metrics.clone(),
         traces,
-        pods: Mutex::new(Index::new(policy.stale_after)),
+        pods: Indexes::new(&settings.scopes(), policy.stale_after),
         began: Instant::now(),
         questions: Arc::new(Semaphore::new(QUESTIONS)),
         policy,
         rooms: Mutex::default(),
         clients: clients.clone(),
     });
-    for watch in [Watch::Pods, Watch::Events, Watch::Kills] {
-        health.expect(watch.as_str(), SILENCE);
-    }
 
     // Whole seconds, checked with the settings to be less than 300.
     let seconds = u32::try_from(settings.watch_timeout.as_secs()).unwrap_or(60);
+    let lookouts = |watch: Watch| {
+        let (client, health, metrics) = (clients.watch.clone(), health.clone(), metrics.clone());
+        let lookout = Lookout { watch, scope: Scope::Everywhere, client, health, metrics };
+        settings.scopes().into_iter().map(move |scope| Lookout { scope, ..lookout.clone() })
+    };
     let (memory, synced) = (context.clone(), health.clone());
-    let hook_watch = source::watch(
-        Watch::Hooks,
-        Api::<Hook>::all(clients.watch.clone()),
-        watcher::Config::default().timeout(seconds),
-        health.clone(),
-        metrics.clone(),
-    )
-    .reflect(writer)
-    .inspect(move |item| match item {
-        Ok(watcher::Event::Delete(hook)) => memory.forget(hook),
-        Ok(watcher::Event::InitDone) => {
-            memory.forget_missing();
-            // Nothing is reconciled before the first list, and a restart would not bring it sooner.
-            synced.expect(RECONCILES, SILENCE);
-        }
-        Ok(_) | Err(_) => {}
-    })
-    .applied_objects()
-    // Our own status writes come back through the watch: not a reason to look again.
-    .predicate_filter(predicates::generation, Default::default())
-    // The watch tells of its errors and waits by itself. The Controller would hold up every Hook for as long:
-    // what came of a call could not be written while only the watch is in trouble.
-    .filter(|item| future::ready(item.is_ok()));
+    let hook_watches = lookouts(Watch::Hooks).enumerate().map(|(number, lookout)| {
+        let config = watcher::Config::default().timeout(seconds);
+        lookout.watch::<Hook>(config).map(move |item| (number, item)).boxed()
+    });
+    let hook_watches: Vec<_> = hook_watches.collect();
+    let mut union = Union::new(hook_watches.len());
+    let hook_watch = stream::select_all(hook_watches)
+        .flat_map(move |(number, item)| {
+            stream::iter(match item {
+                Ok(event) => union.step(number, event).into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            })
+        })
+        .reflect(writer)
+        .inspect(move |item| match item {
+            Ok(watcher::Event::Delete(hook)) => memory.forget(hook),
+            Ok(watcher::Event::InitDone) => {
+                memory.forget_missing();
+                // Nothing is reconciled before the first list, and a restart would not bring it sooner.
+                synced.expect(RECONCILES, SILENCE);
+            }
+            Ok(_) | Err(_) => {}
+        })
+        .applied_objects()
+        // Our own status writes come back through the watch: not a reason to look again.
+        .predicate_filter(predicates::generation, Default::default())
+        // The watch tells of its errors and waits by itself. The Controller would hold up every Hook for as long:
+        // what came of a call could not be written while only the watch is in trouble.
+        .filter(|item| future::ready(item.is_ok()));
 
     let (drained, end) = oneshot::channel::<()>();
     let beating = health.clone();
@@ -185,7 +186,11 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         });
 
     let mut controller = tokio::spawn(controller);
-    let sources = tokio::spawn(watch_sources(context.clone(), clients, health, metrics, seconds));
+    let sources = [Watch::Pods, Watch::Events, Watch::Kills].into_iter().flat_map(lookouts).map(|lookout| {
+        health.expect(lookout.name(), SILENCE);
+        watch_source(context.clone(), lookout, seconds)
+    });
+    let sources = tokio::spawn(future::join_all(sources.collect::<Vec<_>>()));
     let terms = tokio::spawn(terms(context.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
@@ -211,77 +216,55 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
     Ok(())
 }
 
-/// Pods, the Warnings about them, and what kubelet says of probes: three watches, one index.
-async fn watch_sources(
-    context: Arc<Context>,
-    clients: Clients,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    seconds: u32,
-) {
-    let (heard, swept, beating) = (context.clone(), context.clone(), health.clone());
-    let pods = source::drive(
-        source::watch_streamed(
-            Watch::Pods,
-            Api::<Pod>::all(clients.watch.clone()),
-            pods::watch_config(seconds),
-            health.clone(),
-            metrics.clone(),
-        ),
-        move || {
-            beating.beat(Watch::Pods.as_str());
-            let reports = swept.index().sweep(reconcile::now());
-            swept.tell(reports);
-        },
-        move |item| {
-            let Ok(event) = item else { return };
-            let report = heard.index().observe(event, reconcile::now());
-            heard.tell(report);
-        },
-    );
-
-    let (heard, beating) = (context.clone(), health.clone());
-    let warnings = source::drive(
-        source::watch(
-            Watch::Events,
-            Api::all(clients.watch.clone()),
-            events::watch_config(seconds),
-            health.clone(),
-            metrics.clone(),
-        ),
-        move || beating.beat(Watch::Events.as_str()),
-        move |item| {
-            let (event, replayed) = match item {
-                Ok(watcher::Event::Apply(event)) => (event, false),
-                Ok(watcher::Event::InitApply(event)) => (event, true),
-                Ok(_) | Err(_) => return,
+/// Pods, the Warnings about them, or what kubelet says of probes.
+async fn watch_source(context: Arc<Context>, lookout: Lookout, seconds: u32) {
+    let name = lookout.name();
+    let beat = || lookout.health.beat(&name);
+    match lookout.watch {
+        // They have a stream of their own.
+        Watch::Hooks => {}
+        Watch::Pods => {
+            let index = || context.pods.at(&lookout.scope);
+            let sweep = || {
+                beat();
+                let reports = index().sweep(reconcile::now());
+                context.tell(reports);
             };
-            if let Some(signal) = events::signal(&event, reconcile::now()) {
-                heard.hear_event(signal, replayed);
-            }
-        },
-    );
-
-    let (heard, beating) = (context, health.clone());
-    let kills = source::drive(
-        source::watch(
-            Watch::Kills,
-            Api::all(clients.watch.clone()),
-            events::kills_config(seconds),
-            health,
-            metrics,
-        ),
-        move || beating.beat(Watch::Kills.as_str()),
-        move |item| {
-            if let Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) = item
-                && let Some(kill) = events::kill(&event)
-            {
-                let report = heard.index().killed(kill, reconcile::now());
-                heard.tell(report);
-            }
-        },
-    );
-    future::join3(pods, warnings, kills).await;
+            let pods = lookout.watch_streamed(pods::watch_config(seconds));
+            let each = |item| {
+                let Ok(event) = item else { return };
+                let report = index().observe(event, reconcile::now());
+                context.tell(report);
+            };
+            source::drive(pods, sweep, each).await;
+        }
+        Watch::Events => {
+            let warnings = lookout.watch(events::watch_config(seconds));
+            let each = |item| {
+                let (event, replayed) = match item {
+                    Ok(watcher::Event::Apply(event)) => (event, false),
+                    Ok(watcher::Event::InitApply(event)) => (event, true),
+                    Ok(_) | Err(_) => return,
+                };
+                if let Some(signal) = events::signal(&event, reconcile::now()) {
+                    context.hear_event(signal, replayed);
+                }
+            };
+            source::drive(warnings, beat, each).await;
+        }
+        Watch::Kills => {
+            let kills = lookout.watch(events::kills_config(seconds));
+            let each = |item| {
+                if let Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) = item
+                    && let Some(kill) = events::kill(&event)
+                {
+                    let report = context.index(&kill.name.0).killed(kill, reconcile::now());
+                    context.tell(report);
+                }
+            };
+            source::drive(kills, beat, each).await;
+        }
+    }
 }
 
 /// Looks at every Hook whenever this process begins to lead.

@@ -34,7 +34,7 @@ use crate::{
         pool::{Pool, Slot},
     },
     client::Clients,
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, StandingState},
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, Reason, StandingState},
     incident::{
         breaker::Allow,
         key,
@@ -52,7 +52,7 @@ use crate::{
     sabotage::{self, Safeguard, without},
     source::{
         diagnosis, events,
-        index::{Index, Report, Worth, has_happened},
+        index::{Index, Indexes, Report, Worth, has_happened},
         pods,
     },
     status::{self, Written},
@@ -91,8 +91,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Where spans go.
     pub traces: Traces,
-    /// What is remembered of the cluster's pods.
-    pub pods: Mutex<Index>,
+    /// What is remembered of pods, by where they are watched.
+    pub pods: Indexes,
     /// When this process began to work.
     pub began: Instant,
     /// Pods asked for because an Event came first.
@@ -244,15 +244,15 @@ pub async fn reconcile(hook: Arc<Hook>, context: Arc<Context>) -> Result<Action,
 }
 
 impl Context {
-    /// What is remembered of pods.
-    pub fn index(&self) -> MutexGuard<'_, Index> {
-        lock(&self.pods)
+    /// What is remembered of the pods of a namespace.
+    pub fn index(&self, namespace: &str) -> MutexGuard<'_, Index> {
+        self.pods.of(namespace)
     }
 
     /// Takes in what an Event says. `replayed`: it comes from a list, and may be an hour old.
     pub fn hear_event(self: &Arc<Self>, signal: Signal, replayed: bool) {
         // A Hook that is heard of anew, also after this process begins to lead, lists what happened.
-        let leading = self.leading();
+        let leading = self.leading(&signal.namespace);
         if leading {
             self.metrics.event(signal.event_type.as_str(), Source::Events);
         }
@@ -262,13 +262,13 @@ impl Context {
         if self.listeners(&signal.namespace, |hook| listens(hook, signal.event_type)).is_empty() {
             return self.metrics.suppressed(Suppressed::Unmatched, u64::from(leading));
         }
-        let worth = self.index().worth(&signal);
+        let worth = self.index(&signal.namespace).worth(&signal);
         match worth {
             // What merely was so of a pod that is gone is over; what happened to it, happened.
             Worth::Everything if leading && (!replayed || has_happened(&signal)) => self.ask(signal),
             Worth::Everything | Worth::Nothing => {}
             Worth::Words => {
-                let report = self.index().quote(&signal, now());
+                let report = self.index(&signal.namespace).quote(&signal, now());
                 self.tell(report);
             }
         }
@@ -284,7 +284,7 @@ impl Context {
         match report {
             Report::Changed(name) => {
                 for hook in self.listeners(&name.0, |_| true) {
-                    let signals = self.index().signals(&name, |kind| listens(&hook, kind), now);
+                    let signals = self.index(&name.0).signals(&name, |kind| listens(&hook, kind), now);
                     self.hand_over(&hook, signals);
                 }
             }
@@ -307,7 +307,7 @@ impl Context {
                     let _permit = context.questions.acquire().await;
                     match pods::fetch(&context.clients.request, &name.0, &name.1).await {
                         Ok(Some(pod)) => {
-                            let report = context.index().see(pod, self::now());
+                            let report = context.index(&name.0).see(pod, self::now());
                             context.tell(report);
                         }
                         Ok(None) => {}
@@ -321,7 +321,7 @@ impl Context {
     }
 
     fn hand_over(&self, hook: &Arc<Hook>, signals: Vec<Signal>) {
-        if signals.is_empty() || !self.leading() {
+        if signals.is_empty() || !self.leading(&hook.namespace().unwrap_or_default()) {
             return;
         }
         let room = self.room(hook);
@@ -349,7 +349,7 @@ impl Context {
                 match pods::fetch(&context.clients.request, &signal.namespace, &signal.pod).await {
                     Ok(Some(pod)) if signal.uid.is_empty() || pod.uid() == signal.uid => {
                         let reports = {
-                            let mut pods = context.index();
+                            let mut pods = context.index(&signal.namespace);
                             let seen = pods.see(pod, now());
                             [seen, pods.quote(&signal, now())]
                         };
@@ -387,7 +387,7 @@ impl Context {
     pub fn forget(&self, hook: &Hook) {
         let name = name(&ObjectRef::from_obj(hook));
         let known = hook.uid().and_then(|uid| lock(&self.rooms).remove(&uid));
-        if known.is_some() && self.leading() {
+        if known.is_some() && self.leading(&hook.namespace().unwrap_or_default()) {
             // Its incidents end here, and what hangs on them must not hang in the air.
             self.trace(&name, hook.status.as_ref(), &HookStatus::default());
         }
@@ -444,8 +444,8 @@ impl Context {
 
     // Before the pods have been seen nothing is called: what a status says may be long over. Where they
     // cannot be listed at all, which shows in readiness and the log, Events alone have to do.
-    fn leading(&self) -> bool {
-        let sighted = || self.index().lists() > 0 || self.began.elapsed() > SIGHTLESS;
+    fn leading(&self, namespace: &str) -> bool {
+        let sighted = || self.index(namespace).lists() > 0 || self.began.elapsed() > SIGHTLESS;
         *self.leads.borrow() && !self.stop.is_cancelled() && sighted()
     }
 
@@ -489,7 +489,7 @@ impl Context {
         if let Some(left) = mind.not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
             return Ok(Action::requeue(left + Duration::from_millis(1)));
         }
-        let leading = self.leading();
+        let leading = self.leading(&cached.namespace().unwrap_or_default());
         if !leading && lock(&room.inbox).outcomes.is_empty() {
             lock(&room.inbox).signals.clear();
             // Whoever waits for the pods looks again even if they never come.
@@ -608,7 +608,7 @@ impl Context {
                 let (stale, fresh): (Vec<Signal>, Vec<Signal>) =
                     heard.partition(|signal| signal.is_stale(&self.policy));
                 self.metrics.suppressed(Suppressed::Stale, stale.len() as u64);
-                let mut index = self.index();
+                let mut index = self.index(&namespace);
                 for signal in fresh {
                     match index.worth(&signal) {
                         // The pods are compared next.
@@ -633,7 +633,8 @@ impl Context {
 
     /// A Hook that is new to this process, or all of whose pods have been listed anew, hears how its pods are.
     fn compare(&self, hook: &Hook, rules: &Rules, room: &Room, mind: &mut Mind) {
-        let index = self.index();
+        let namespace = hook.namespace().unwrap_or_default();
+        let index = self.index(&namespace);
         let term = (self.term.load(Ordering::SeqCst), hook.metadata.generation, index.lists());
         // Without a list nothing is known to be gone.
         if mind.compared == Some(term) || index.lists() == 0 || without(Safeguard::Comparison) {
@@ -643,7 +644,6 @@ impl Context {
             .filter(|entry| entry.status != Phase::Resolved)
             .cloned()
             .collect();
-        let namespace = hook.namespace().unwrap_or_default();
         let signals = index.compare(&namespace, &open, |kind| rules.listens_to(kind), now());
         drop(index);
         // All that still holds is among these.
@@ -1116,7 +1116,9 @@ impl Context {
                     },
                     () = context.stop.cancelled() => break None,
                 }
-                if !context.leading() || context.is_forgotten(&room) {
+                if !context.leading(room.hook.namespace.as_deref().unwrap_or_default())
+                    || context.is_forgotten(&room)
+                {
                     break None;
                 }
                 // As the Hook says it now: whom it does not name any more is not asked any more.
@@ -1424,9 +1426,13 @@ fn counts(status: &HookStatus) -> HookCounts {
     for entry in &status.active_events {
         *counts.entry((entry.event_type, entry.status)).or_default() += 1;
     }
+    let due = status.active_events.iter().filter(|entry| {
+        matches!(entry.status, Phase::Pending | Phase::Firing) && entry.reason != Some(Reason::Suspended)
+    });
     HookCounts {
         active: counts.into_iter().map(|((type_, phase), n)| (type_.as_str(), phase.as_str(), n)).collect(),
         overflow: i64::from(status.overflow.unwrap_or_default()),
+        oldest_due: due.filter_map(|entry| entry.due_at).min().map(|due| due.timestamp()),
     }
 }
 

@@ -90,8 +90,8 @@ impl Server {
 
 /// What khook knows about its own well-being.
 pub struct Health {
-    loops: Mutex<BTreeMap<&'static str, Beat>>,
-    caches: Mutex<BTreeMap<&'static str, bool>>,
+    loops: Mutex<BTreeMap<String, Beat>>,
+    caches: Mutex<BTreeMap<String, bool>>,
 }
 
 /// When a loop was last seen to move, and how long it may be silent.
@@ -103,7 +103,7 @@ struct Beat {
 
 impl Health {
     /// Ready only when all of `caches` are filled.
-    pub fn new(caches: impl IntoIterator<Item = &'static str>) -> Self {
+    pub fn new(caches: impl IntoIterator<Item = String>) -> Self {
         Self {
             loops: Mutex::default(),
             caches: Mutex::new(caches.into_iter().map(|cache| (cache, false)).collect()),
@@ -111,35 +111,35 @@ impl Health {
     }
 
     /// From now on the loop must beat within each `max_silence`.
-    pub fn expect(&self, name: &'static str, max_silence: Duration) {
-        lock(&self.loops).insert(name, Beat { last: Instant::now(), max_silence });
+    pub fn expect(&self, name: impl Into<String>, max_silence: Duration) {
+        lock(&self.loops).insert(name.into(), Beat { last: Instant::now(), max_silence });
     }
 
     /// The loop makes progress. Nothing is expected of a loop that was never announced.
-    pub fn beat(&self, name: &'static str) {
+    pub fn beat(&self, name: &str) {
         if let Some(beat) = lock(&self.loops).get_mut(name) {
             beat.last = Instant::now();
         }
     }
 
     /// The cache is filled, or must be filled again.
-    pub fn set_synced(&self, cache: &'static str, synced: bool) {
-        lock(&self.caches).insert(cache, synced);
+    pub fn set_synced(&self, cache: &str, synced: bool) {
+        lock(&self.caches).insert(cache.to_owned(), synced);
     }
 
     /// Loops that have been silent for too long at `now`, with the time they have.
-    pub fn stalled(&self, now: Instant) -> Vec<(&'static str, Duration)> {
+    pub fn stalled(&self, now: Instant) -> Vec<(String, Duration)> {
         lock(&self.loops)
             .iter()
-            .map(|(name, beat)| (*name, now.saturating_duration_since(beat.last), beat.max_silence))
+            .map(|(name, beat)| (name.clone(), now.saturating_duration_since(beat.last), beat.max_silence))
             .filter(|(_, silence, max_silence)| silence > max_silence)
             .map(|(name, silence, _)| (name, silence))
             .collect()
     }
 
     /// Caches that are not filled.
-    pub fn unsynced(&self) -> Vec<&'static str> {
-        lock(&self.caches).iter().filter(|(_, synced)| !**synced).map(|(cache, _)| *cache).collect()
+    pub fn unsynced(&self) -> Vec<String> {
+        lock(&self.caches).iter().filter(|(_, synced)| !**synced).map(|(cache, _)| cache.clone()).collect()
     }
 }
 
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_is_not_synced_is_named() {
-        let health = Health::new(["hooks", "events"]);
+        let health = Health::new(["hooks", "events"].map(str::to_owned));
         assert_eq!(readyz(&health).1, "not synced: events, hooks\n");
         health.set_synced("hooks", true);
         assert_eq!(readyz(&health), (StatusCode::SERVICE_UNAVAILABLE, "not synced: events\n".into()));
@@ -268,7 +268,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_port_serves_its_own() {
-        let health = Arc::new(Health::new(["hooks"]));
+        let health = Arc::new(Health::new(["hooks"].map(str::to_owned)));
         let (server, stop) = start((0, 0), &health).await;
         let Addresses { metrics, health: probes } = server.addresses;
         assert_ne!(metrics, probes);

@@ -75,7 +75,9 @@ async fn run(settings: Settings) -> Result<(), Error> {
         Some(config) => Traces::start(config, metrics.clone())?,
         None => Traces::default(),
     };
-    let health = Arc::new(Health::new(CACHES.map(Watch::as_str)));
+    let scopes = settings.scopes();
+    let caches = CACHES.iter().flat_map(|watch| scopes.iter().map(|scope| scope.of(*watch)));
+    let health = Arc::new(Health::new(caches));
     let closed = CancellationToken::new();
     let ports = (settings.metrics_port, settings.health_port);
     let server =

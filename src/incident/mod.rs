@@ -5,6 +5,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod allowed;
 pub mod breaker;
 #[cfg(test)]
 pub(crate) mod fixtures;

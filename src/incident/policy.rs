@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::hosts::Hosts;
+use super::{allowed::Allowed, hosts::Hosts};
 
 /// Spans and bounds of the incident state machine. A per-configuration field of the Hook
 /// (`for`, `repeatInterval`, `resolveTimeout`) wins over the value here.
@@ -59,6 +59,8 @@ pub struct Policy {
     pub breaker_max: Duration,
     /// Where agents may be that are asked directly.
     pub direct_agents: Hosts,
+    /// Which of kagent's agents Hooks may have asked.
+    pub allowed_agents: Allowed,
     /// Whether what agents say is shown in status and Events; it may quote logs.
     pub show_answers: bool,
     /// Where kagent's UI is, without a slash at its end.
@@ -93,6 +95,7 @@ impl Default for Policy {
             breaker_base: Duration::from_secs(15),
             breaker_max: Duration::from_secs(120),
             direct_agents: Hosts::default(),
+            allowed_agents: Allowed::default(),
             show_answers: true,
             ui_url: None,
         }

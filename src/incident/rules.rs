@@ -209,8 +209,15 @@ fn agent_of(
         let message = format!("{place} names no agent: set exactly one of agentRef, agentId and agent");
         return Err(error("AgentInvalid", message));
     }
-    let namespace = own.filter(|own| !own.is_empty()).unwrap_or(namespace);
-    Ok((AgentName::kagent(namespace, name), None))
+    let of = own.filter(|own| !own.is_empty()).unwrap_or(namespace);
+    if !policy.allowed_agents.allows(namespace, of, name) {
+        let message = format!(
+            "{place} names the agent {of}/{name}, which Hooks of namespace {namespace} may not have asked: \
+             the operator's setting ALLOWED_AGENTS says which they may"
+        );
+        return Err(error("AgentNotAllowed", message));
+    }
+    Ok((AgentName::kagent(of, name), None))
 }
 
 // The schema has these rules too; a Hook stored before they were there is told of them here.

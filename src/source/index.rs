@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use chrono::{DateTime, Utc};
 use kube::runtime::watcher;
 
 use super::{
+    Scope,
     diagnosis::{self, Case, Evidence, Streak, Words},
     pods::Pod,
 };
@@ -24,6 +26,41 @@ use crate::{
 
 /// Namespace and name of a pod.
 pub type Name = (String, String);
+
+/// One index for each place that is watched: one that cannot be listed holds up no other.
+pub struct Indexes {
+    everywhere: Mutex<Index>,
+    namespaces: HashMap<String, Mutex<Index>>,
+}
+
+impl Indexes {
+    /// Of what is watched. Ends of containers older than `stale_after` are nobody's news.
+    pub fn new(scopes: &[Scope], stale_after: Duration) -> Self {
+        let namespaces = scopes.iter().filter_map(|scope| match scope {
+            Scope::Everywhere => None,
+            Scope::Namespace(namespace) => Some((namespace.clone(), Mutex::new(Index::new(stale_after)))),
+        });
+        Self { everywhere: Mutex::new(Index::new(stale_after)), namespaces: namespaces.collect() }
+    }
+
+    /// What is remembered of the pods of a namespace.
+    pub fn of(&self, namespace: &str) -> MutexGuard<'_, Index> {
+        // Nothing here leaves an index half changed: a poisoned lock is as good as another.
+        self.namespaces
+            .get(namespace)
+            .unwrap_or(&self.everywhere)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of what is watched there.
+    pub fn at(&self, scope: &Scope) -> MutexGuard<'_, Index> {
+        match scope {
+            Scope::Everywhere => self.of(""),
+            Scope::Namespace(namespace) => self.of(namespace),
+        }
+    }
+}
 
 /// What is remembered of pods.
 pub struct Index {

@@ -8,65 +8,130 @@ pub mod index;
 
 pub mod events;
 
+pub mod union;
+
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, future, pin_mut};
 use kube::{
-    Api, Resource,
+    Api, Client, Resource,
+    core::NamespaceResourceScope,
     runtime::{WatchStreamExt, watcher},
 };
 use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
 use crate::{
+    client,
     metrics::{Metrics, Restart, Watch},
     server::Health,
 };
 
-/// Watches one kind of object for ever.
-///
-/// The watch never dies: after an error (410, closed, cut, garbage) it resumes with backoff, and the metric
-/// `khook_watch_restarts_total` counts it. A connection that says nothing any more ends by the client's
-/// read timeout.
-pub fn watch<K>(
-    name: Watch,
-    api: Api<K>,
-    config: watcher::Config,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    watcher(api, config).default_backoff().inspect(move |item| match item {
-        Ok(watcher::Event::InitDone) => {
-            debug!(watch = name.as_str(), "listed");
-            health.set_synced(name.as_str(), true);
-        }
-        Ok(_) => {}
-        Err(error) => {
-            let reason = restart_reason(error);
-            metrics.watch_restart(name, reason);
-            warn!(watch = name.as_str(), reason = reason.as_str(), %error, "the watch broke off and is resumed");
-        }
-    })
+/// Where a watch looks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// In all namespaces.
+    Everywhere,
+    /// In one.
+    Namespace(String),
 }
 
-/// As [`watch`]; where the server can, it sends what there is as a stream instead of in pages, which costs it
-/// and khook less memory.
-pub fn watch_streamed<K>(
-    name: Watch,
-    api: Api<K>,
-    config: watcher::Config,
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    let paged = watch(name, api.clone(), config.clone(), health.clone(), metrics.clone());
-    let streamed = watch(name, api, config.streaming_lists(), health, metrics);
-    streamed.scan((), |(), item| future::ready((!is_refused(&item)).then_some(item))).chain(paged)
+/// One watch: what it looks at and where, and whom it reports to.
+#[derive(Clone)]
+pub struct Lookout {
+    /// What it looks at.
+    pub watch: Watch,
+    /// Where.
+    pub scope: Scope,
+    /// The way to the apiserver.
+    pub client: Client,
+    /// Who hears whether the first list has come.
+    pub health: Arc<Health>,
+    /// Where answers and restarts are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Scope {
+    /// A watch there, as readiness and the log name it: `pods`, or `pods of shop`.
+    pub fn of(&self, watch: Watch) -> String {
+        match self {
+            Self::Everywhere => watch.as_str().to_owned(),
+            Self::Namespace(namespace) => format!("{} of {namespace}", watch.as_str()),
+        }
+    }
+}
+
+impl Lookout {
+    /// Watches one kind of object for ever.
+    ///
+    /// The watch never dies: after an error (410, closed, cut, garbage) it resumes with backoff, and the metric
+    /// `khook_watch_restarts_total` counts it. A connection that says nothing any more ends by the client's
+    /// read timeout.
+    pub fn watch<K>(
+        &self,
+        config: watcher::Config,
+    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
+    {
+        let (name, watch) = (self.name(), self.watch);
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        watcher(self.api(), config).default_backoff().inspect(move |item| match item {
+            Ok(watcher::Event::InitDone) => {
+                debug!(watch = name, "listed");
+                health.set_synced(&name, true);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let reason = restart_reason(error);
+                metrics.watch_restart(watch, reason);
+                warn!(watch = name, reason = reason.as_str(), %error, "the watch broke off and is resumed");
+            }
+        })
+    }
+
+    /// As [`Self::watch`]; where the server can, it sends what there is as a stream instead of in pages, which
+    /// costs it and khook less memory.
+    pub fn watch_streamed<K>(
+        &self,
+        config: watcher::Config,
+    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
+    {
+        let paged = self.watch(config.clone());
+        let streamed = self.watch(config.streaming_lists());
+        streamed.scan((), |(), item| future::ready((!is_refused(&item)).then_some(item))).chain(paged)
+    }
+
+    /// Its name for readiness and the log.
+    pub fn name(&self) -> String {
+        self.scope.of(self.watch)
+    }
+
+    // Of a quiet cluster a watch brings nothing: that it is answered shows only here.
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        let (metrics, watch, scope) = (self.metrics.clone(), self.watch, self.scope.clone());
+        metrics.watch_contact(watch, &scope);
+        let client = client::noting(self.client.clone(), move || metrics.watch_contact(watch, &scope));
+        match &self.scope {
+            Scope::Everywhere => Api::all(client),
+            Scope::Namespace(namespace) => Api::namespaced(client, namespace),
+        }
+    }
 }
 
 // What a server says that cannot stream a list: the request is invalid.
@@ -165,6 +230,11 @@ mod tests {
         Ok(Clients::new(config, Duration::from_secs(5)).unwrap())
     }
 
+    fn lookout(watch: Watch, clients: &Clients, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Lookout {
+        let (client, health, metrics) = (clients.watch.clone(), health.clone(), metrics.clone());
+        Lookout { watch, scope: Scope::Everywhere, client, health, metrics }
+    }
+
     #[tokio::test]
     async fn a_watch_survives_garbage_an_expired_version_a_cut_and_an_end_and_counts_them() {
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old","reason":"Expired","code":410}}"#;
@@ -176,9 +246,9 @@ mod tests {
             (vec![added("three", 5)], false),
         ];
         let clients = apiserver(script).await.unwrap();
-        let (health, metrics) = (Arc::new(Health::new(["events"])), Arc::new(Metrics::new()));
-        let api: Api<Event> = Api::all(clients.watch.clone());
-        let stream = watch(Watch::Events, api, watcher::Config::default(), health.clone(), metrics.clone());
+        let (health, metrics) = (Arc::new(Health::new(["events".to_owned()])), Arc::new(Metrics::new()));
+        let stream =
+            lookout(Watch::Events, &clients, &health, &metrics).watch::<Event>(watcher::Config::default());
         let names = stream
             .filter_map(|item| {
                 let name = match item {
@@ -204,9 +274,9 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_cannot_stream_a_list_sends_it_in_pages() {
         let clients = apiserver(vec![(vec![added("one", 2)], false)]).await.unwrap();
-        let (health, metrics) = (Arc::new(Health::new(["pods"])), Arc::new(Metrics::new()));
-        let api: Api<Event> = Api::all(clients.watch.clone());
-        let stream = watch_streamed(Watch::Pods, api, watcher::Config::default(), health.clone(), metrics);
+        let (health, metrics) = (Arc::new(Health::new(["pods".to_owned()])), Arc::new(Metrics::new()));
+        let lookout = lookout(Watch::Pods, &clients, &health, &metrics);
+        let stream = lookout.watch_streamed::<Event>(watcher::Config::default());
         let first = stream.filter_map(|item| {
             let applied = matches!(item, Ok(watcher::Event::Apply(_)));
             std::future::ready(applied.then_some(()))
