@@ -620,6 +620,9 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All phases, in their order.
+    pub const ALL: [Phase; 4] = [Self::Pending, Self::Firing, Self::Notified, Self::Resolved];
+
     /// The name as it stands in the status.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -10,12 +10,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use chrono::{DateTime, Utc};
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use crate::{incident::outcome, source::Scope};
+use crate::{
+    hook::{EventType, Phase, Reason},
+    incident::outcome,
+    source::Scope,
+};
 
 /// Declares an enum whose variants are the values of a label.
 macro_rules! label {
@@ -140,6 +145,43 @@ label! {
     }
 }
 
+label! {
+    /// Why a reconcile failed. Each is tried again.
+    Failure {
+        /// Somebody else wrote the Hook first.
+        Conflict = "conflict",
+        /// The Hook could not be read back.
+        ReadBack = "read_back",
+        /// The Hook is not there any more.
+        Gone = "gone",
+        /// The apiserver refuses the status.
+        Refused = "refused",
+        /// Whether the status was stored is not known.
+        Unknown = "unknown",
+        /// A defect in khook.
+        Panic = "panic",
+    }
+}
+
+/// The transitions that are counted from the start, so that the first is seen as an increase.
+const TRANSITIONS: [(Phase, Reason); 12] = [
+    (Phase::Firing, Reason::Calling),
+    (Phase::Notified, Reason::AgentCalled),
+    (Phase::Pending, Reason::BackingOff),
+    (Phase::Pending, Reason::CircuitOpen),
+    (Phase::Pending, Reason::AgentCallFailed),
+    (Phase::Pending, Reason::AgentNotReady),
+    (Phase::Resolved, Reason::RecoveredBeforeCall),
+    (Phase::Resolved, Reason::NotDelivered),
+    (Phase::Resolved, Reason::Recovered),
+    (Phase::Resolved, Reason::Quiet),
+    (Phase::Resolved, Reason::PodGone),
+    (Phase::Resolved, Reason::ConfigurationRemoved),
+];
+
+/// What tokens are for.
+const TOKENS: [&str; 3] = ["prompt", "answer", "other"];
+
 /// State of an agent's circuit breaker, as a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
@@ -155,12 +197,13 @@ pub enum BreakerState {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HookCounts {
     /// Number of incidents by event type and phase.
-    pub active: Vec<(&'static str, &'static str, i64)>,
+    pub active: Vec<(EventType, Phase, i64)>,
     /// Incidents that its status has no room for.
     pub overflow: i64,
-    /// Since when the call that waits longest has been due, in seconds since the epoch. It may be later than
-    /// now: then its trouble must last until then.
-    pub oldest_due: Option<i64>,
+    /// Since when the call that waits longest has been due.
+    pub oldest_due: Option<DateTime<Utc>>,
+    /// It has a mistake that only khook can see.
+    pub stalled: bool,
 }
 
 /// All of khook's metrics, in a registry of their own.
@@ -183,13 +226,15 @@ pub struct Metrics {
     tokens: IntCounterVec,
     overflow: IntGauge,
     oldest_due: IntGauge,
+    hook_states: IntGaugeVec,
     inflight: IntGauge,
     notices_dropped: IntCounter,
     spans_dropped: IntCounter,
     cpu: Counter,
     memory: Gauge,
     open_fds: IntGauge,
-    hooks: Mutex<HashMap<String, HookCounts>>,
+    /// What each Hook adds to the gauges; none where another process tells of them.
+    hooks: Mutex<Option<HashMap<String, HookCounts>>>,
     /// When each watch was last answered, in seconds since the epoch, by what it looks at and where.
     contacts: Mutex<HashMap<(Watch, Scope), f64>>,
 }
@@ -311,6 +356,16 @@ impl Metrics {
                 "khook_oldest_due_timestamp_seconds",
                 "Since when the call that waits longest has been due, in seconds since the epoch; 0 where none waits.",
             ),
+            hook_states: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "khook_hooks",
+                        "Hooks: ready, or stalled by a mistake in them that only khook can see.",
+                    ),
+                    &["state"],
+                ),
+            ),
             inflight: gauge("khook_inflight_calls", "Calls to agents in flight."),
             notices_dropped: register(
                 &registry,
@@ -353,6 +408,26 @@ impl Metrics {
         start.set(now.as_secs_f64());
         for kind in CallKind::ALL {
             metrics.api_call_duration.with_label_values(&[kind.as_str()]);
+            for outcome in CallOutcome::ALL {
+                metrics.api_calls.with_label_values(&[kind.as_str(), outcome.as_str()]);
+            }
+        }
+        for event_type in EventType::ALL {
+            for source in Source::ALL {
+                metrics.events.with_label_values(&[event_type.as_str(), source.as_str()]);
+            }
+            for (phase, reason) in TRANSITIONS {
+                let labels = [event_type.as_str(), phase.as_str(), reason.as_str()];
+                metrics.transitions.with_label_values(&labels);
+            }
+        }
+        for watch in Watch::ALL {
+            for reason in Restart::ALL {
+                metrics.watch_restarts.with_label_values(&[watch.as_str(), reason.as_str()]);
+            }
+        }
+        for failure in Failure::ALL {
+            metrics.reconcile_errors.with_label_values(&[failure.as_str()]);
         }
         for reason in Suppressed::ALL {
             metrics.suppressed.with_label_values(&[reason.as_str()]);
@@ -411,6 +486,10 @@ impl Metrics {
 
     /// The breaker of `agent` (`namespace/name`) is in `state`.
     pub fn breaker(&self, agent: &str, state: BreakerState) {
+        // It is about to be called: its first tokens are to be seen as an increase.
+        for kind in TOKENS {
+            self.tokens.with_label_values(&[agent, kind]);
+        }
         self.breaker_state.with_label_values(&[agent]).set(state as i64);
     }
 
@@ -419,11 +498,11 @@ impl Metrics {
         self.leader.set(leads.into());
     }
 
-    /// A reconcile ended after `took`; `error` is the kind of its error.
-    pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
+    /// A reconcile ended after `took`.
+    pub fn reconciled(&self, took: Duration, failure: Option<Failure>) {
         self.reconcile_duration.observe(took.as_secs_f64());
-        if let Some(reason) = error {
-            self.reconcile_errors.with_label_values(&[reason]).inc();
+        if let Some(failure) = failure {
+            self.reconcile_errors.with_label_values(&[failure.as_str()]).inc();
         }
     }
 
@@ -435,7 +514,7 @@ impl Metrics {
     /// A run of `agent` has used these tokens.
     pub fn tokens(&self, agent: &str, usage: outcome::Usage) {
         let other = usage.total.saturating_sub(usage.prompt.saturating_add(usage.answer));
-        for (kind, count) in [("prompt", usage.prompt), ("answer", usage.answer), ("other", other)] {
+        for (kind, count) in TOKENS.into_iter().zip([usage.prompt, usage.answer, other]) {
             self.tokens.with_label_values(&[agent, kind]).inc_by(u64::try_from(count).unwrap_or_default());
         }
     }
@@ -450,36 +529,52 @@ impl Metrics {
         self.spans_dropped.inc_by(count);
     }
 
-    /// Replaces what `hook` (`namespace/name`) adds to the gauges.
+    /// This process begins to tell of the Hooks, or ends: another one does.
+    pub fn tells_of_hooks(&self, tells: bool) {
+        *lock(&self.hooks) = tells.then(HashMap::new);
+    }
+
+    /// Replaces what `hook` (`namespace/name`) adds to the gauges, if this process tells of the Hooks.
     pub fn set_hook(&self, hook: &str, counts: HookCounts) {
-        let mut hooks = lock(&self.hooks);
-        if hooks.get(hook) == Some(&counts) {
-            return;
-        }
-        self.add(&counts, 1);
-        if let Some(before) = hooks.insert(hook.to_owned(), counts) {
-            self.add(&before, -1);
+        if let Some(hooks) = lock(&self.hooks).as_mut() {
+            hooks.insert(hook.to_owned(), counts);
         }
     }
 
     /// Takes away what `hook`, which is gone, added to the gauges.
     pub fn forget_hook(&self, hook: &str) {
-        if let Some(before) = lock(&self.hooks).remove(hook) {
-            self.add(&before, -1);
+        if let Some(hooks) = lock(&self.hooks).as_mut() {
+            hooks.remove(hook);
         }
     }
 
-    fn add(&self, counts: &HookCounts, sign: i64) {
-        for (event_type, phase, count) in &counts.active {
-            self.active_events.with_label_values(&[*event_type, *phase]).add(sign * count);
+    fn add_up(&self, hooks: &HashMap<String, HookCounts>) {
+        self.active_events.reset();
+        for event_type in EventType::ALL {
+            for phase in Phase::ALL {
+                self.active_events.with_label_values(&[event_type.as_str(), phase.as_str()]);
+            }
         }
-        self.overflow.add(sign * counts.overflow);
+        for (event_type, phase, count) in hooks.values().flat_map(|counts| &counts.active) {
+            self.active_events.with_label_values(&[event_type.as_str(), phase.as_str()]).add(*count);
+        }
+        self.overflow.set(hooks.values().map(|counts| counts.overflow).sum());
+        let oldest = hooks.values().filter_map(|counts| counts.oldest_due).min();
+        self.oldest_due.set(oldest.map(|due| due.timestamp()).unwrap_or_default());
+        let stalled = hooks.values().filter(|counts| counts.stalled).count();
+        for (state, count) in [("ready", hooks.len() - stalled), ("stalled", stalled)] {
+            self.hook_states.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Everything in Prometheus' text format.
     pub fn encode(&self) -> String {
-        let oldest = lock(&self.hooks).values().filter_map(|counts| counts.oldest_due).min();
-        self.oldest_due.set(oldest.unwrap_or_default());
+        // Two scrapes at a time must not both add up, nor both add the difference in CPU time.
+        let hooks = lock(&self.hooks);
+        match hooks.as_ref() {
+            Some(hooks) => self.add_up(hooks),
+            None => self.add_up(&HashMap::new()),
+        }
         self.look_at_process();
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
@@ -491,8 +586,6 @@ impl Metrics {
         let usage = Usage::read().unwrap_or_default();
         self.memory.set(usage.resident_bytes);
         self.open_fds.set(usage.open_fds);
-        // Two scrapes at a time must not both add the difference.
-        let _one_at_a_time = lock(&self.hooks);
         self.cpu.inc_by((usage.cpu_seconds - self.cpu.get()).max(0.0));
     }
 }
@@ -555,6 +648,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn counts(phase: Phase, count: i64, overflow: i64) -> HookCounts {
+        HookCounts {
+            active: vec![(EventType::OomKill, phase, count)],
+            overflow,
+            stalled: overflow > 0,
+            ..due(30)
+        }
+    }
+
+    fn due(seconds: i64) -> HookCounts {
+        HookCounts { oldest_due: DateTime::from_timestamp(seconds, 0), ..HookCounts::default() }
+    }
+
+    fn value(metrics: &Metrics, name: &str) -> f64 {
+        let text = metrics.encode();
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
     fn touched() -> Metrics {
         let metrics = Metrics::new();
         metrics.event("oom-kill", Source::Events);
@@ -565,44 +678,37 @@ mod tests {
         metrics.watch_restart(Watch::Events, Restart::Expired);
         metrics.breaker("kagent/k8s-agent", BreakerState::Open);
         metrics.leader(true);
-        metrics.reconciled(Duration::from_millis(1), Some("write"));
+        metrics.reconciled(Duration::from_millis(1), Some(Failure::Unknown));
         metrics.transition("oom-kill", "notified", "");
         metrics.notice_dropped();
         metrics.spans_dropped(3);
-        metrics.set_hook(
-            "ns/a",
-            HookCounts { active: vec![("oom-kill", "firing", 2)], overflow: 1, oldest_due: Some(30) },
-        );
+        metrics.tells_of_hooks(true);
+        metrics.set_hook("ns/a", counts(Phase::Firing, 2, 1));
         metrics
     }
 
     #[test]
     fn the_call_that_waits_longest_and_the_watch_that_is_silent_longest_count() {
         let metrics = Metrics::new();
-        let value = |name: &str| {
-            let text = metrics.encode();
-            let line =
-                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
-            line.unwrap_or_else(|| panic!("no {name} in {text}")).parse::<f64>().unwrap()
-        };
-        let due = |oldest_due| HookCounts { oldest_due, ..HookCounts::default() };
-        metrics.set_hook("ns/a", due(Some(30)));
-        metrics.set_hook("ns/b", due(Some(20)));
-        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 20.0);
-        metrics.set_hook("ns/b", due(None));
-        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 30.0);
+        metrics.tells_of_hooks(true);
+        let oldest = "khook_oldest_due_timestamp_seconds";
+        metrics.set_hook("ns/a", due(30));
+        metrics.set_hook("ns/b", due(20));
+        assert_eq!(value(&metrics, oldest), 20.0);
+        metrics.set_hook("ns/b", HookCounts::default());
+        assert_eq!(value(&metrics, oldest), 30.0);
         metrics.forget_hook("ns/a");
-        assert_eq!(value("khook_oldest_due_timestamp_seconds"), 0.0);
+        assert_eq!(value(&metrics, oldest), 0.0);
 
         let contact = "khook_watch_contact_timestamp_seconds{watch=\"pods\"}";
         let (shop, ops) = (Scope::Namespace("shop".into()), Scope::Namespace("ops".into()));
         metrics.watch_contact(Watch::Pods, &shop);
-        let first = value(contact);
+        let first = value(&metrics, contact);
         std::thread::sleep(Duration::from_millis(2));
         metrics.watch_contact(Watch::Pods, &ops);
-        assert_eq!(value(contact), first, "ops was heard of, shop not");
+        assert_eq!(value(&metrics, contact), first, "ops was heard of, shop not");
         metrics.watch_contact(Watch::Pods, &shop);
-        assert!(value(contact) > first);
+        assert!(value(&metrics, contact) > first);
     }
 
     #[test]
@@ -621,7 +727,7 @@ mod tests {
             "khook_breaker_state{agent=\"kagent/k8s-agent\"} 2",
             "khook_leader 1",
             "khook_reconcile_duration_seconds_count 1",
-            "khook_reconcile_errors_total{reason=\"write\"} 1",
+            "khook_reconcile_errors_total{reason=\"unknown\"} 1",
             "khook_incident_transitions_total{event_type=\"oom-kill\",reason=\"\",to=\"notified\"} 1",
             "khook_overflow 1",
             "khook_oldest_due_timestamp_seconds 30",
@@ -641,20 +747,26 @@ mod tests {
     #[test]
     fn a_hooks_counts_are_replaced_not_added() {
         let metrics = touched();
-        metrics.set_hook(
-            "ns/b",
-            HookCounts { active: vec![("oom-kill", "firing", 5)], overflow: 0, oldest_due: Some(20) },
-        );
-        metrics.set_hook(
-            "ns/a",
-            HookCounts { active: vec![("oom-kill", "notified", 2)], overflow: 0, oldest_due: None },
-        );
-        let firing = metrics.active_events.with_label_values(&["oom-kill", "firing"]);
-        assert_eq!(firing.get(), 5);
-        assert_eq!(metrics.active_events.with_label_values(&["oom-kill", "notified"]).get(), 2);
-        assert_eq!(metrics.overflow.get(), 0);
+        metrics.set_hook("ns/b", counts(Phase::Firing, 5, 0));
+        metrics.set_hook("ns/a", counts(Phase::Notified, 2, 0));
+        let active = |phase: &str| {
+            value(&metrics, &format!("khook_active_events{{event_type=\"oom-kill\",phase=\"{phase}\"}}"))
+        };
+        assert_eq!((active("firing"), active("notified"), active("pending")), (5.0, 2.0, 0.0));
+        assert_eq!(value(&metrics, "khook_overflow"), 0.0);
         metrics.forget_hook("ns/b");
-        assert_eq!(firing.get(), 0);
+        assert_eq!(active("firing"), 0.0);
+    }
+
+    #[test]
+    fn only_who_leads_tells_of_hooks() {
+        let metrics = touched();
+        let stalled = "khook_hooks{state=\"stalled\"}";
+        assert_eq!((value(&metrics, "khook_overflow"), value(&metrics, stalled)), (1.0, 1.0));
+        metrics.tells_of_hooks(false);
+        // What came of a call that was in flight is still folded in.
+        metrics.set_hook("ns/a", counts(Phase::Notified, 2, 1));
+        assert_eq!((value(&metrics, "khook_overflow"), value(&metrics, stalled)), (0.0, 0.0));
     }
 
     #[test]

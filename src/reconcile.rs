@@ -46,7 +46,7 @@ use crate::{
         rules::{Problem, Rule, Rules},
         signal::{Nature, Signal},
     },
-    metrics::{CallKind, CallOutcome, HookCounts, Metrics, Source, Suppressed, WriteResult},
+    metrics::{CallKind, CallOutcome, Failure, HookCounts, Metrics, Source, Suppressed, WriteResult},
     notice::Notices,
     otlp::Traces,
     sabotage::{self, Safeguard, without},
@@ -224,18 +224,18 @@ pub async fn reconcile(hook: Arc<Hook>, context: Arc<Context>) -> Result<Action,
     let result = AssertUnwindSafe(context.reconcile(&hook)).catch_unwind().await;
     let (action, failure) = match result {
         Ok(Ok(action)) => (action, None),
-        Ok(Err(reason)) => {
+        Ok(Err(failure)) => {
             let room = context.room(&hook);
             let mut mind = room.mind.lock().await;
             mind.failures = mind.failures.saturating_add(1);
             let wait = context.pace.retry.saturating_mul(1 << mind.failures.min(6));
             // A conflict says that there is something newer, and is tried again at once.
-            mind.not_before = (reason != CONFLICT).then(|| Instant::now() + wait);
-            (Action::requeue(wait), Some(reason))
+            mind.not_before = (failure != Failure::Conflict).then(|| Instant::now() + wait);
+            (Action::requeue(wait), Some(failure))
         }
         Err(_) => {
             error!(hook = name, "a defect in khook: this Hook is tried again in a minute");
-            (Action::requeue(Duration::from_secs(60)), Some("panic"))
+            (Action::requeue(Duration::from_secs(60)), Some(Failure::Panic))
         }
     };
     context.forget_if_gone(&hook);
@@ -419,14 +419,13 @@ impl Context {
     /// Begins a term: every Hook is looked at.
     pub fn begin_term(&self) {
         self.term.fetch_add(1, Ordering::SeqCst);
+        self.metrics.tells_of_hooks(true);
         self.wake_all();
     }
 
     /// Ends a term: another process tells of the Hooks now.
     pub fn end_term(&self) {
-        for room in lock(&self.rooms).values() {
-            self.metrics.forget_hook(&room.name);
-        }
+        self.metrics.tells_of_hooks(false);
     }
 
     /// Wakes every Hook with outcomes no write contains yet. Returns whether there are any.
@@ -482,7 +481,7 @@ impl Context {
     }
 
     // Errors are the label of the metric; what went wrong is logged where it is known.
-    async fn reconcile(self: &Arc<Self>, cached: &Arc<Hook>) -> Result<Action, &'static str> {
+    async fn reconcile(self: &Arc<Self>, cached: &Arc<Hook>) -> Result<Action, Failure> {
         let room = self.room(cached);
         let mut guard = room.mind.lock().await;
         let mind = &mut *guard;
@@ -566,11 +565,11 @@ impl Context {
         cached: &Arc<Hook>,
         room: &Room,
         mind: &mut Mind,
-    ) -> Result<Option<Arc<Hook>>, &'static str> {
+    ) -> Result<Option<Arc<Hook>>, Failure> {
         if mind.read_back {
             let found = self.api(&room.hook).get_opt(&room.hook.name).await.map_err(|error| {
                 warn!(hook = room.name, %error, "the Hook cannot be read back");
-                "read_back"
+                Failure::ReadBack
             })?;
             let Some(found) = found.filter(|found| found.uid() == cached.uid()) else { return Ok(None) };
             mind.read_back = false;
@@ -817,7 +816,7 @@ impl Context {
         taken: Taken,
         room: &Room,
         mind: &mut Mind,
-    ) -> Result<Arc<Hook>, &'static str> {
+    ) -> Result<Arc<Hook>, Failure> {
         // Also where the write fails: a sequence is used once.
         mind.next_sequence = plan.next_sequence;
         let written = status::write(&self.api(&room.hook), hook, &plan.status).await;
@@ -837,25 +836,25 @@ impl Context {
                 debug!(hook = room.name, "somebody wrote in between: reading the Hook back");
                 mind.read_back = true;
                 self.wake(room.hook.clone());
-                Err(CONFLICT)
+                Err(Failure::Conflict)
             }
             Written::Gone => {
                 self.metrics.status_write(WriteResult::Error);
                 mind.read_back = true;
-                Err("gone")
+                Err(Failure::Gone)
             }
             Written::Refused(error) => {
                 self.metrics.status_write(WriteResult::Error);
                 error!(hook = room.name, %error, "the apiserver refuses the status: nothing is called until it takes it");
                 mind.read_back = true;
-                Err("refused")
+                Err(Failure::Refused)
             }
             Written::Unknown(error) => {
                 self.metrics.status_write(WriteResult::Error);
                 warn!(hook = room.name, %error, "whether the status was stored is not known: reading the Hook back");
                 mind.read_back = true;
                 mind.unconfirmed = Some(Unconfirmed { before: hook.clone(), plan, taken });
-                Err("unknown")
+                Err(Failure::Unknown)
             }
         }
     }
@@ -1192,9 +1191,6 @@ impl Context {
     }
 }
 
-/// The failure that is none: somebody else was faster.
-const CONFLICT: &str = "conflict";
-
 /// How long calls wait for the first list of pods.
 const SIGHTLESS: Duration = Duration::from_secs(30);
 
@@ -1427,12 +1423,14 @@ fn counts(status: &HookStatus) -> HookCounts {
         *counts.entry((entry.event_type, entry.status)).or_default() += 1;
     }
     let due = status.active_events.iter().filter(|entry| {
-        matches!(entry.status, Phase::Pending | Phase::Firing) && entry.reason != Some(Reason::Suspended)
+        let held = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
+        matches!(entry.status, Phase::Pending | Phase::Firing) && !held
     });
     HookCounts {
-        active: counts.into_iter().map(|((type_, phase), n)| (type_.as_str(), phase.as_str(), n)).collect(),
+        active: counts.into_iter().map(|((event_type, phase), count)| (event_type, phase, count)).collect(),
         overflow: i64::from(status.overflow.unwrap_or_default()),
-        oldest_due: due.filter_map(|entry| entry.due_at).min().map(|due| due.timestamp()),
+        oldest_due: due.filter_map(|entry| entry.due_at).min(),
+        stalled: status.conditions.iter().any(|condition| condition.type_ == "Stalled"),
     }
 }
 
