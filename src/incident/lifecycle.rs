@@ -264,6 +264,9 @@ pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Sce
     if entry.status != Phase::Pending || scene.suspended || scene.rule.is_none() {
         return false;
     }
+    if rests_since(entry).is_some() {
+        return false;
+    }
     let Some(next) = entry.next_attempt_at else { return true };
     if waits_for_agent(entry) {
         // The breaker decides, and it may have closed earlier than it said; or what was missing may be there.
@@ -293,7 +296,9 @@ pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
         Phase::Pending if scene.suspended => {
             (None, (!still_holds(entry)).then(|| entry.last_seen + scene.policy.stale_after + TICK))
         }
-        Phase::Pending => (entry.next_attempt_at, given_up),
+        Phase::Pending => {
+            (entry.next_attempt_at, rests_since(entry).map_or(given_up, |since| Some(since + rest(scene))))
+        }
         Phase::Firing if entry.reason == Some(Reason::CheckingSession) => {
             (entry.next_attempt_at, lookups_end(entry, scene))
         }
@@ -424,8 +429,10 @@ fn clear(
     match entry.status {
         Phase::Pending => {
             // What happened is still told, late; what merely was so, or did not last, is over. While the Hook
-            // is suspended only what is still true is kept.
-            if is_held(entry) || held_before && !has_happened(entry) {
+            // is suspended only what is still true is kept. A container that runs again may be between two
+            // crashes: that is over once it has run for as long as it must crash.
+            let rests = state == StandingState::Clear && rests_since(entry).is_some();
+            if is_held(entry) && !rests || held_before && !has_happened(entry) {
                 let (reason, why) = match state {
                     StandingState::Gone => (Reason::PodGone, "the pod is gone, nobody was called"),
                     StandingState::Clear | StandingState::Holds => {
@@ -752,7 +759,16 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                 return resolve(entry, Reason::NotDelivered, &why, scene, effects);
             }
             let over = entry.next_attempt_at.is_none_or(|at| at <= scene.now);
-            if over {
+            if let Some(since) = rests_since(entry).filter(|_| over) {
+                let end = since + rest(scene);
+                if end <= scene.now {
+                    let why = "it did not happen again before the agent was called";
+                    return resolve(entry, Reason::RecoveredBeforeCall, why, scene, effects);
+                }
+                let why =
+                    format!("runs again: over at {}, called if it happens before", end.format("%H:%M:%SZ"));
+                because(entry, Reason::Holding, &why);
+            } else if over {
                 wait_for_slot(entry);
             } else if resumed {
                 let reason = if entry.attempts == 0 { Reason::Holding } else { Reason::BackingOff };
@@ -1065,6 +1081,22 @@ pub fn is_held(entry: &ActiveEvent) -> bool {
     matches!(entry.reason, Some(Reason::Holding | Reason::Suspended))
 }
 
+/// Since when the container of a held incident runs again, where it may crash once more: a crash loop is held
+/// for as long as it goes on, and while it does, its container runs now and then.
+fn rests_since(entry: &ActiveEvent) -> Option<DateTime<Utc>> {
+    let standing = entry.condition.as_ref()?;
+    let rests = entry.status == Phase::Pending
+        && entry.reason == Some(Reason::Holding)
+        && standing.state == StandingState::Clear
+        && is_restart(entry);
+    rests.then_some(standing.since)
+}
+
+/// How long it must run for that to be over. Without a hold nothing is held.
+fn rest(scene: &Scene) -> Duration {
+    scene.rule.and_then(|rule| rule.hold).unwrap_or_default()
+}
+
 fn hold_of(signal: &Signal, scene: &Scene) -> Duration {
     scene.rule.and_then(|rule| rule.hold).unwrap_or_else(|| signal.cause.default_hold(scene.policy))
 }
@@ -1091,10 +1123,14 @@ fn quiet_end(entry: &ActiveEvent, scene: &Scene) -> DateTime<Utc> {
 fn clear_hold(entry: &ActiveEvent, scene: &Scene) -> Duration {
     match entry.event_type {
         EventType::PodRestart | EventType::OomKill => scene.policy.running_hold,
-        // A container that a probe had restarted.
-        EventType::ProbeFailed if !entry.seen.is_empty() => scene.policy.running_hold,
+        EventType::ProbeFailed if is_restart(entry) => scene.policy.running_hold,
         EventType::PodPending | EventType::ProbeFailed => scene.policy.clear_hold,
     }
+}
+
+// A container has ended, of itself or by a probe, and was not merely in a bad state.
+fn is_restart(entry: &ActiveEvent) -> bool {
+    entry.event_type != EventType::PodPending && !entry.seen.is_empty()
 }
 
 fn attempts_per_round(policy: &Policy) -> i32 {

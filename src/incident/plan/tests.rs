@@ -228,6 +228,42 @@ fn a_restart_by_a_probe_is_called_about_though_the_container_runs_again() {
 }
 
 #[test]
+fn a_crash_loop_lasts_though_its_container_runs_between_two_crashes() {
+    let runs = |since| {
+        let mut clear = readiness("web-0", StandingState::Clear, since);
+        (clear.event_type, clear.cause) = (EventType::PodRestart, signal::Cause::Restart);
+        clear
+    };
+    let held = || {
+        let mut rules = rules_for_all();
+        rules.configurations.iter_mut().for_each(|rule| rule.hold = Some(Duration::from_secs(60)));
+        Bench::new(rules)
+    };
+    let mut bench = held();
+    for (count, crash) in [(1, 0), (2, 12), (3, 35), (4, 50)] {
+        bench.turn(&[restarted("web-0", count, at(crash))], &[], at(crash));
+        let plan = bench.turn(&[runs(at(crash + 1))], &[], at(crash + 1));
+        assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
+        assert_eq!(plan.next_wake, Some(at(60)));
+    }
+    // It has lasted long enough, but runs just now: is that the end?
+    let plan = bench.turn(&[], &[], at(60));
+    assert_eq!((bench.phases(), plan.next_wake), (vec![("web-0", Pending, Holding)], Some(at(111))));
+    assert_eq!(bench.entry().message, "runs again: over at 03:01:51Z, called if it happens before");
+    // No, it is not.
+    bench.turn(&[restarted("web-0", 5, at(80))], &[], at(80));
+    assert_eq!(bench.phases(), [("web-0", Firing, Calling)]);
+
+    // One crash alone is over once the container has run for as long.
+    let mut bench = held();
+    bench.turn(&[restarted("web-0", 1, at(0)), runs(at(1))], &[], at(1));
+    bench.turn(&[], &[], at(60));
+    assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
+    bench.turn(&[], &[], at(61));
+    assert_eq!(bench.phases(), [("web-0", Resolved, RecoveredBeforeCall)]);
+}
+
+#[test]
 fn what_cannot_be_told_any_more_calls_nobody_and_ends_nothing_that_was_called_about() {
     let mut bench = Bench::new(rules_for_all());
     let holds = readiness("web-0", StandingState::Holds, at(0));
