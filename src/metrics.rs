@@ -6,11 +6,11 @@
 use std::{
     collections::HashMap,
     fs,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
@@ -478,7 +478,7 @@ impl Metrics {
     /// The apiserver has answered a watch well, or is about to be asked for the first time.
     pub fn watch_contact(&self, watch: Watch, scope: &Scope) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut contacts = lock(&self.contacts);
+        let mut contacts = self.contacts.lock();
         contacts.insert((watch, scope.clone()), now.as_secs_f64());
         let of_this = contacts.iter().filter(|((other, _), _)| *other == watch).map(|(_, at)| *at);
         self.watch_contact.with_label_values(&[watch.as_str()]).set(of_this.fold(f64::INFINITY, f64::min));
@@ -531,19 +531,19 @@ impl Metrics {
 
     /// This process begins to tell of the Hooks, or ends: another one does.
     pub fn tells_of_hooks(&self, tells: bool) {
-        *lock(&self.hooks) = tells.then(HashMap::new);
+        *self.hooks.lock() = tells.then(HashMap::new);
     }
 
     /// Replaces what `hook` (`namespace/name`) adds to the gauges, if this process tells of the Hooks.
     pub fn set_hook(&self, hook: &str, counts: HookCounts) {
-        if let Some(hooks) = lock(&self.hooks).as_mut() {
+        if let Some(hooks) = self.hooks.lock().as_mut() {
             hooks.insert(hook.to_owned(), counts);
         }
     }
 
     /// Takes away what `hook`, which is gone, added to the gauges.
     pub fn forget_hook(&self, hook: &str) {
-        if let Some(hooks) = lock(&self.hooks).as_mut() {
+        if let Some(hooks) = self.hooks.lock().as_mut() {
             hooks.remove(hook);
         }
     }
@@ -570,7 +570,7 @@ impl Metrics {
     /// Everything in Prometheus' text format.
     pub fn encode(&self) -> String {
         // Two scrapes at a time must not both add up, nor both add the difference in CPU time.
-        let hooks = lock(&self.hooks);
+        let hooks = self.hooks.lock();
         match hooks.as_ref() {
             Some(hooks) => self.add_up(hooks),
             None => self.add_up(&HashMap::new()),
@@ -637,11 +637,6 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: prometh
     let metric = metric.expect("names and labels are constants, and a test makes them all");
     registry.register(Box::new(metric.clone())).expect("names are constants, and a test registers them all");
     metric
-}
-
-/// The counts stay usable after a panic elsewhere: each change to them is complete.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The operator at work: sources, reconciles and calls, put together, and taken down in order.
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -120,7 +120,7 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         began: Instant::now(),
         questions: Arc::new(Semaphore::new(QUESTIONS)),
         policy,
-        rooms: Mutex::default(),
+        rooms: Default::default(),
         clients: clients.clone(),
     });
 

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
@@ -386,7 +387,7 @@ impl Context {
     /// Forgets a Hook that was deleted.
     pub fn forget(&self, hook: &Hook) {
         let name = name(&ObjectRef::from_obj(hook));
-        let known = hook.uid().and_then(|uid| lock(&self.rooms).remove(&uid));
+        let known = hook.uid().and_then(|uid| self.rooms.lock().remove(&uid));
         if known.is_some() && self.leading(&hook.namespace().unwrap_or_default()) {
             // Its incidents end here, and what hangs on them must not hang in the air.
             self.trace(&name, hook.status.as_ref(), &HookStatus::default());
@@ -400,14 +401,14 @@ impl Context {
             None => self.forget(hook),
             Some(present) if present.uid() == hook.uid() => {}
             // Another one has its name, and with it its numbers.
-            Some(_) => drop(lock(&self.rooms).remove(&hook.uid().unwrap_or_default())),
+            Some(_) => drop(self.rooms.lock().remove(&hook.uid().unwrap_or_default())),
         }
     }
 
     /// Forgets every Hook that is not in the cache: it was deleted while nobody watched.
     pub fn forget_missing(&self) {
         let present: HashSet<String> = self.hooks.state().iter().filter_map(|hook| hook.uid()).collect();
-        lock(&self.rooms).retain(|uid, room| {
+        self.rooms.lock().retain(|uid, room| {
             let keep = present.contains(uid);
             if !keep {
                 self.metrics.forget_hook(&room.name);
@@ -430,10 +431,10 @@ impl Context {
 
     /// Wakes every Hook with outcomes no write contains yet. Returns whether there are any.
     pub fn flush(&self) -> bool {
-        let rooms: Vec<Arc<Room>> = lock(&self.rooms).values().cloned().collect();
+        let rooms: Vec<Arc<Room>> = self.rooms.lock().values().cloned().collect();
         let mut any = false;
         for room in rooms {
-            if !lock(&room.inbox).outcomes.is_empty() {
+            if !room.inbox.lock().outcomes.is_empty() {
                 any = true;
                 self.wake(room.hook.clone());
             }
@@ -473,7 +474,7 @@ impl Context {
                 needs: Mutex::default(),
             })
         };
-        lock(&self.rooms).entry(uid).or_insert_with(make).clone()
+        self.rooms.lock().entry(uid).or_insert_with(make).clone()
     }
 
     fn api(&self, hook: &ObjectRef<Hook>) -> Api<Hook> {
@@ -489,8 +490,8 @@ impl Context {
             return Ok(Action::requeue(left + Duration::from_millis(1)));
         }
         let leading = self.leading(&cached.namespace().unwrap_or_default());
-        if !leading && lock(&room.inbox).outcomes.is_empty() {
-            lock(&room.inbox).signals.clear();
+        if !leading && room.inbox.lock().outcomes.is_empty() {
+            room.inbox.lock().signals.clear();
             // Whoever waits for the pods looks again even if they never come.
             return Ok(if *self.leads.borrow() {
                 Action::requeue(SIGHTLESS)
@@ -646,7 +647,7 @@ impl Context {
         let signals = index.compare(&namespace, &open, |kind| rules.listens_to(kind), now());
         drop(index);
         // All that still holds is among these.
-        lock(&room.inbox).signals.retain(|(_, old)| matches!(old.nature, Nature::Occurrence(_)));
+        room.inbox.lock().signals.retain(|(_, old)| matches!(old.nature, Nature::Occurrence(_)));
         signals.into_iter().for_each(|signal| room.hear(signal));
         mind.compared = Some(term);
     }
@@ -666,7 +667,7 @@ impl Context {
         let (signals, outcomes, taken) = room.inputs(leading);
         let agents: BTreeSet<&AgentName> = rules.configurations.iter().map(|rule| &rule.agent).collect();
         let not_ready: BTreeSet<AgentName> =
-            lock(&room.needs).missing.iter().map(|(agent, _)| agent.clone()).collect();
+            room.needs.lock().missing.iter().map(|(agent, _)| agent.clone()).collect();
         let capacity_at = |now| {
             let mut capacity = self.pool.capacity(agents.iter().copied(), now);
             capacity.may_claim = leading;
@@ -743,12 +744,12 @@ impl Context {
             .filter(|(_, direct)| direct.secrets().next().is_some())
             .collect();
         if direct.is_empty() {
-            lock(&room.needs).missing.clear();
+            room.needs.lock().missing.clear();
             return (rules, None);
         }
         let generation = hook.metadata.generation;
         let left = {
-            let needs = lock(&room.needs);
+            let needs = room.needs.lock();
             let every = if needs.missing.is_empty() { NEEDS_AGE } else { MISSING_AGE };
             let looked = needs.looked.filter(|(of, _)| *of == generation);
             looked.and_then(|(_, at)| every.checked_sub(at.elapsed()))
@@ -762,16 +763,16 @@ impl Context {
                     }
                     // As it was.
                     None => {
-                        missing.extend(lock(&room.needs).missing.iter().filter(|(of, _)| of == name).cloned())
+                        missing.extend(room.needs.lock().missing.iter().filter(|(of, _)| of == name).cloned())
                     }
                 }
             }
-            let mut needs = lock(&room.needs);
+            let mut needs = room.needs.lock();
             needs.looked = Some((generation, Instant::now()));
             needs.missing = missing;
         }
         let missing: Vec<Problem> =
-            lock(&room.needs).missing.iter().map(|(_, problem)| problem.clone()).collect();
+            room.needs.lock().missing.iter().map(|(_, problem)| problem.clone()).collect();
         let again = left.unwrap_or(if missing.is_empty() { NEEDS_AGE } else { MISSING_AGE });
         if missing.is_empty() {
             return (rules, Some(again));
@@ -1001,7 +1002,7 @@ impl Context {
             } else {
                 let in_time = || (now() - claim.at).to_std().map_or(true, |age| age < limit);
                 let wanted = || {
-                    lock(&opened).get_or_insert_with(now);
+                    opened.lock().get_or_insert_with(now);
                     in_time() && context.wants(&hook, &entry)
                 };
                 let call = tokio::time::timeout(limit, context.agents.call(&call, wanted));
@@ -1022,7 +1023,7 @@ impl Context {
             let kind = if entry.status == Phase::Resolved { CallKind::Farewell } else { CallKind::Message };
             context.metrics.api_call(kind, outcome, begun.elapsed());
             context.traces.tell(|| {
-                let (opened, outcome) = (*lock(&opened), outcome.as_str());
+                let (opened, outcome) = (*opened.lock(), outcome.as_str());
                 let called = Called { claim: &claim, began, opened, reply: &reply, outcome };
                 trace::call(&room.name, &entry, &called, now())
             });
@@ -1032,7 +1033,7 @@ impl Context {
             }
             if matches!(reply, Reply::NotRun { .. }) {
                 // What the agent needs may be what it failed for.
-                lock(&room.needs).looked = None;
+                room.needs.lock().looked = None;
             }
             context.post(&room, &entry, called(&entry, claim, reply));
         });
@@ -1089,7 +1090,7 @@ impl Context {
         direct: Option<Arc<DirectAgent>>,
     ) {
         let Some(agent) = AgentName::read(&entry.agent, &entry.namespace) else { return };
-        if !lock(&room.following).insert(task_id.to_owned()) {
+        if !room.following.lock().insert(task_id.to_owned()) {
             return;
         }
         let (context, room, entry, task_id) = (self.clone(), room.clone(), entry.clone(), task_id.to_owned());
@@ -1169,7 +1170,7 @@ impl Context {
                     context.post(&room, &entry, News::TaskEnded(task_id.clone(), ended));
                 }
                 None => {
-                    lock(&room.following).remove(&task_id);
+                    room.following.lock().remove(&task_id);
                 }
             }
         });
@@ -1181,7 +1182,7 @@ impl Context {
     }
 
     fn is_forgotten(&self, room: &Arc<Room>) -> bool {
-        !lock(&self.rooms).values().any(|known| Arc::ptr_eq(known, room))
+        !self.rooms.lock().values().any(|known| Arc::ptr_eq(known, room))
     }
 
     fn post(&self, room: &Room, entry: &ActiveEvent, news: News) {
@@ -1210,7 +1211,7 @@ impl Room {
     // Of one source only the newest matters: its count tells how often it happened. Of one pod only how it
     // is now.
     fn hear(&self, signal: Signal) {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         inbox.arrivals += 1;
         let arrival = inbox.arrivals;
         inbox.signals.retain(|(_, old)| {
@@ -1229,7 +1230,7 @@ impl Room {
     }
 
     fn tell(&self, outcome: Outcome) {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         inbox.arrivals += 1;
         let arrival = inbox.arrivals;
         inbox.outcomes.push((arrival, outcome));
@@ -1237,7 +1238,7 @@ impl Room {
 
     // Who only stands by folds in what became of its own calls, nothing else.
     fn inputs(&self, leading: bool) -> (Vec<Signal>, Vec<Outcome>, Taken) {
-        let inbox = lock(&self.inbox);
+        let inbox = self.inbox.lock();
         let signals: Vec<&(u64, Signal)> = inbox.signals.iter().filter(|_| leading).collect();
         let taken = Taken {
             signals: signals.iter().map(|(arrival, _)| *arrival).collect(),
@@ -1250,7 +1251,7 @@ impl Room {
 
     // The status contains these inputs now, or they change nothing.
     fn settle(&self, mind: &mut Mind, plan: &Plan, taken: &Taken) {
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox.lock();
         let kept: BTreeSet<u64> = (taken.signals.iter().enumerate())
             .filter(|(index, _)| plan.held_back.contains(index) || plan.young.contains(index))
             .map(|(_, arrival)| *arrival)
@@ -1264,7 +1265,7 @@ impl Room {
                         mind.busy.remove(&claim.sequence);
                     }
                     News::TaskEnded(task_id, _) => {
-                        lock(&self.following).remove(task_id);
+                        self.following.lock().remove(task_id);
                     }
                 }
             }
@@ -1437,9 +1438,4 @@ fn counts(status: &HookStatus) -> HookCounts {
 // Versions of one object can be compared as numbers: Kubernetes 1.35 promises it, etcd has always made it so.
 fn version(hook: &Hook) -> Option<u128> {
     hook.metadata.resource_version.as_deref().and_then(|version| version.parse().ok())
-}
-
-// Nothing here leaves what it guards half changed: a poisoned lock is as good as another.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

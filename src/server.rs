@@ -8,7 +8,7 @@ use std::{
     fmt::Write as _,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use axum::{
 };
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use parking_lot::Mutex;
 use tokio::{net::TcpListener, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -112,24 +113,25 @@ impl Health {
 
     /// From now on the loop must beat within each `max_silence`.
     pub fn expect(&self, name: impl Into<String>, max_silence: Duration) {
-        lock(&self.loops).insert(name.into(), Beat { last: Instant::now(), max_silence });
+        self.loops.lock().insert(name.into(), Beat { last: Instant::now(), max_silence });
     }
 
     /// The loop makes progress. Nothing is expected of a loop that was never announced.
     pub fn beat(&self, name: &str) {
-        if let Some(beat) = lock(&self.loops).get_mut(name) {
+        if let Some(beat) = self.loops.lock().get_mut(name) {
             beat.last = Instant::now();
         }
     }
 
     /// The cache is filled, or must be filled again.
     pub fn set_synced(&self, cache: &str, synced: bool) {
-        lock(&self.caches).insert(cache.to_owned(), synced);
+        self.caches.lock().insert(cache.to_owned(), synced);
     }
 
     /// Loops that have been silent for too long at `now`, with the time they have.
     pub fn stalled(&self, now: Instant) -> Vec<(String, Duration)> {
-        lock(&self.loops)
+        self.loops
+            .lock()
             .iter()
             .map(|(name, beat)| (name.clone(), now.saturating_duration_since(beat.last), beat.max_silence))
             .filter(|(_, silence, max_silence)| silence > max_silence)
@@ -139,7 +141,7 @@ impl Health {
 
     /// Caches that are not filled.
     pub fn unsynced(&self) -> Vec<String> {
-        lock(&self.caches).iter().filter(|(_, synced)| !**synced).map(|(cache, _)| cache.clone()).collect()
+        self.caches.lock().iter().filter(|(_, synced)| !**synced).map(|(cache, _)| cache.clone()).collect()
     }
 }
 
@@ -210,11 +212,6 @@ async fn serve(listener: TcpListener, router: Router, tasks: TaskTracker, stop: 
             }
         });
     }
-}
-
-/// The maps stay usable after a panic elsewhere: each change to them is complete.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

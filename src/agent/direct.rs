@@ -7,13 +7,14 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client as KubeClient};
+use parking_lot::Mutex;
 use reqwest::{
     Certificate, Client, Method, Url,
     dns::{Addrs, Name, Resolve, Resolving},
@@ -27,7 +28,7 @@ use super::{
     a2a::Card,
     endpoint::{Dialect, Endpoint, Limits},
     exchange::{self, Auth, Exchange, Http, not_run},
-    lock, remember,
+    remember,
 };
 use crate::incident::{
     hosts::{Hosts, literal},
@@ -180,7 +181,7 @@ impl Direct {
         dialect: Dialect,
         wanted: impl Fn() -> bool,
     ) -> Reply {
-        lock(&self.shown).remove(agent);
+        self.shown.lock().remove(agent);
         let ready = match self.prepare(agent).await {
             Ok(ready) => ready,
             Err(error) => return not_run(error),
@@ -198,8 +199,8 @@ impl Direct {
 
     /// It may be somewhere else by now, and want to see something else.
     fn forget(&self, agent: &DirectAgent) {
-        lock(&self.known).remove(agent);
-        lock(&self.shown).remove(agent);
+        self.known.lock().remove(agent);
+        self.shown.lock().remove(agent);
     }
 
     /// Whether the message is in the conversation. Only agents of 1.0 can tell.
@@ -220,7 +221,7 @@ impl Direct {
             },
             _ => {
                 let lookup = self.endpoint(&ready, agent).lookup(context_id, message_id).await;
-                let asked_at = lock(&self.sent).get(agent).cloned();
+                let asked_at = self.sent.lock().get(agent).cloned();
                 match lookup {
                     Lookup::Unavailable { .. } => {
                         self.forget(agent);
@@ -279,7 +280,7 @@ impl Direct {
         let limit = self.config.lookup_timeout;
         let prepared = async {
             self.config.hosts.allows(&agent.url).map_err(|why| format!("{} {why}", agent.url))?;
-            let recent = lock(&self.shown).get(agent).filter(|(_, at)| at.elapsed() < SHOWN_AGE).cloned();
+            let recent = self.shown.lock().get(agent).filter(|(_, at)| at.elapsed() < SHOWN_AGE).cloned();
             let shown = match recent {
                 Some((shown, _)) => shown,
                 None => {
@@ -360,7 +361,7 @@ impl Direct {
 
     /// Where the agent takes messages: as its card says, or where it is where there is no card.
     async fn discover(&self, agent: &DirectAgent, shown: &Shown) -> Result<Known, String> {
-        if let Some((known, at)) = lock(&self.known).get(agent)
+        if let Some((known, at)) = self.known.lock().get(agent)
             && at.elapsed() < CARD_AGE
         {
             return Ok(known.clone());
@@ -489,7 +490,7 @@ impl Direct {
             port,
             ca: ca.map(|pem| Uuid::new_v5(&Uuid::nil(), pem.as_bytes())),
         };
-        if let Some(http) = lock(&self.clients).get(&origin) {
+        if let Some(http) = self.clients.lock().get(&origin) {
             return Ok(http.clone());
         }
         let guard = Guard { hosts: self.config.hosts.clone(), port };

@@ -5,13 +5,9 @@
 //! Everything here is about one call at a time; which calls are made and when is decided by `incident`, and
 //! how many at once by the pool.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
@@ -176,7 +172,7 @@ impl Agents {
 
     fn dialect(&self, agent: &AgentName, told: Option<Protocol>) -> Dialect {
         let only = self.kagent_protocol.filter(|_| matches!(agent, AgentName::Kagent { .. }));
-        let known = || lock(&self.spoken).get(agent).copied();
+        let known = || self.spoken.lock().get(agent).copied();
         match only.map(Dialect::Only).or_else(|| known().map(Dialect::Known)) {
             Some(dialect) => dialect,
             // 0.3 without a version header is what kagent 0.6 to 0.10 all understand.
@@ -188,7 +184,7 @@ impl Agents {
 /// Keeps a value, and for it gives up another where there are too many: Hooks come and go, and what is forgotten is
 /// found out again.
 fn remember<K: Clone + Eq + Hash, V>(map: &Mutex<HashMap<K, V>>, key: K, value: V, most: usize) {
-    let mut map = lock(map);
+    let mut map = map.lock();
     if map.len() >= most
         && !map.contains_key(&key)
         && let Some(other) = map.keys().next().cloned()
@@ -196,11 +192,6 @@ fn remember<K: Clone + Eq + Hash, V>(map: &Mutex<HashMap<K, V>>, key: K, value: 
         map.remove(&other);
     }
     map.insert(key, value);
-}
-
-// Nothing here can leave a map half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn not_described(agent: &AgentName) -> String {

@@ -7,12 +7,12 @@
 use std::{
     collections::{HashMap, hash_map::RandomState},
     hash::BuildHasher,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
 use kube::runtime::watcher;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Scope,
@@ -45,12 +45,7 @@ impl Indexes {
 
     /// What is remembered of the pods of a namespace.
     pub fn of(&self, namespace: &str) -> MutexGuard<'_, Index> {
-        // Nothing here leaves an index half changed: a poisoned lock is as good as another.
-        self.namespaces
-            .get(namespace)
-            .unwrap_or(&self.everywhere)
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.namespaces.get(namespace).unwrap_or(&self.everywhere).lock()
     }
 
     /// What is remembered of what is watched there.

@@ -36,6 +36,22 @@ pub enum Scope {
     Namespace(String),
 }
 
+/// What can be watched: objects that have a namespace.
+pub trait Object:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static
+{
+}
+
 /// One watch: what it looks at and where, and whom it reports to.
 #[derive(Clone)]
 pub struct Lookout {
@@ -67,18 +83,10 @@ impl Lookout {
     /// The watch never dies: after an error (410, closed, cut, garbage) it resumes with backoff, and the metric
     /// `khook_watch_restarts_total` counts it. A connection that says nothing any more ends by the client's
     /// read timeout.
-    pub fn watch<K>(
+    pub fn watch<K: Object>(
         &self,
         config: watcher::Config,
-    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + 'static,
-    {
+    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static {
         let (name, watch) = (self.name(), self.watch);
         let (health, metrics) = (self.health.clone(), self.metrics.clone());
         watcher(self.api(), config).default_backoff().inspect(move |item| match item {
@@ -97,18 +105,10 @@ impl Lookout {
 
     /// As [`Self::watch`]; where the server can, it sends what there is as a stream instead of in pages, which
     /// costs it and khook less memory.
-    pub fn watch_streamed<K>(
+    pub fn watch_streamed<K: Object>(
         &self,
         config: watcher::Config,
-    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + DeserializeOwned
-            + Debug
-            + Send
-            + 'static,
-    {
+    ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static {
         let paged = self.watch(config.clone());
         let streamed = self.watch(config.streaming_lists());
         streamed.scan((), |(), item| future::ready((!is_refused(&item)).then_some(item))).chain(paged)
@@ -120,10 +120,7 @@ impl Lookout {
     }
 
     // Of a quiet cluster a watch brings nothing: that it is answered shows only here.
-    fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
+    fn api<K: Object>(&self) -> Api<K> {
         let (metrics, watch, scope) = (self.metrics.clone(), self.watch, self.scope.clone());
         metrics.watch_contact(watch, &scope);
         let client = client::noting(self.client.clone(), move || metrics.watch_contact(watch, &scope));
