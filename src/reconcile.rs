@@ -850,6 +850,17 @@ impl Context {
                 mind.read_back = true;
                 Err(Failure::Refused)
             }
+            Written::Outdated(error) => {
+                self.metrics.status_write(WriteResult::Error);
+                error!(
+                    hook = room.name,
+                    %error,
+                    "the definition of Hooks in the cluster is older than this khook: upgrade it (crds/hook.yaml, or the \
+                     chart khook-crds); nothing is called until then"
+                );
+                mind.read_back = true;
+                Err(Failure::Refused)
+            }
             Written::Unknown(error) => {
                 self.metrics.status_write(WriteResult::Error);
                 warn!(hook = room.name, %error, "whether the status was stored is not known: reading the Hook back");

@@ -25,6 +25,8 @@ pub enum Written {
     Gone,
     /// The apiserver refused it, and nothing was stored.
     Refused(kube::Error),
+    /// The definition of Hooks lacks a field of the status: nothing was stored.
+    Outdated(kube::Error),
     /// It may be stored or not: read the Hook back.
     Unknown(kube::Error),
 }
@@ -57,6 +59,10 @@ pub async fn write(hooks: &Api<Hook>, planned_from: &Hook, status: &HookStatus) 
         Err(kube::Error::Api(status)) if status.code == 409 => Written::Conflict,
         Err(kube::Error::Api(status)) if status.code == 404 => Written::Gone,
         Err(error @ kube::Error::Api(_)) => match &error {
+            // An apply is checked against the definition before anything else, and answered 500.
+            kube::Error::Api(status) if status.message.contains("field not declared in schema") => {
+                Written::Outdated(error)
+            }
             kube::Error::Api(status) if status.code >= 500 || status.code == 429 => Written::Unknown(error),
             _ => Written::Refused(error),
         },
