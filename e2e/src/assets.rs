@@ -1,11 +1,12 @@
 //! The assets are the programs of a cluster: etcd and kube-apiserver; where pods are to run also
-//! kube-controller-manager, kube-scheduler and kubelet.
+//! kube-controller-manager, kube-scheduler and kubelet; and the tools with which people and CI work on one.
 //!
-//! They are looked for where `KUBEBUILDER_ASSETS` points, in our cache, in the store that
+//! The cluster's are looked for where `KUBEBUILDER_ASSETS` points, in our cache, in the store that
 //! `setup-envtest` downloads into, and else built with Go from the modules pinned in `tools/`, once
 //! per version. setup-envtest itself is not run: where the internet is closed it does not fail at
 //! once but is downloaded and compiled first, and where it is open, one command
-//! (`setup-envtest use`) puts its binaries where they are found here.
+//! (`setup-envtest use`) puts its binaries where they are found here. A tool is looked for in our cache only:
+//! what a test says about it is about the version that is pinned.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -102,6 +103,150 @@ impl NodeAssets {
     }
 }
 
+/// A program that works on a cluster from outside, in the one version that is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tool {
+    /// Helm 3.
+    Helm3,
+    /// Helm 4.
+    Helm4,
+    /// kubeconform: checks manifests against schemas.
+    Kubeconform,
+    /// kubectl, of the version of the control plane.
+    Kubectl,
+    /// Prometheus, without its web pages and with no way to find targets but those in its file.
+    Prometheus,
+    /// promtool: checks and tests Prometheus' rules.
+    Promtool,
+    /// What Argo CD and Flux think of objects, by their own libraries: `tools/health/main.go`.
+    Health,
+}
+
+impl Tool {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Helm3,
+        Self::Helm4,
+        Self::Kubeconform,
+        Self::Kubectl,
+        Self::Prometheus,
+        Self::Promtool,
+        Self::Health,
+    ];
+
+    /// Finds the program, or builds it with progress on stderr. Blocks, for minutes when it builds.
+    pub fn find_or_build(self) -> Result<PathBuf> {
+        self.part()?.at(&cache()?)
+    }
+
+    fn part(self) -> Result<Part> {
+        match self {
+            Self::Helm3 => {
+                let go_mod = include_str!("../tools/helm3/go.mod");
+                let (version, client) =
+                    (pinned(go_mod, "helm.sh/helm/v3")?, pinned(go_mod, "k8s.io/client-go")?);
+                let minor = client.split('.').nth(1).context("client-go has a minor version")?;
+                // Without these it takes every chart to be for a cluster of Kubernetes 1.20.
+                let kubernetes = ["pkg/chartutil", "pkg/lint/rules"].map(|package| {
+                    let at = format!("-X helm.sh/helm/v3/{package}.k8sVersion");
+                    format!("{at}Major=1 {at}Minor={minor}")
+                });
+                let stamp = "-X helm.sh/helm/v3/internal/version.version";
+                Ok(Part {
+                    ldflags: format!("-s -w {stamp}={version} {}", kubernetes.join(" ")),
+                    ..Part::plain(
+                        "helm",
+                        "helm3",
+                        "helm.sh/helm/v3/cmd/helm",
+                        version,
+                        "about three minutes on two cores",
+                    )
+                })
+            }
+            Self::Helm4 => {
+                let version = pinned(include_str!("../tools/helm4/go.mod"), "helm.sh/helm/v4")?;
+                let stamp = "-X helm.sh/helm/v4/internal/version.version";
+                Ok(Part {
+                    ldflags: format!("-s -w {stamp}={version}"),
+                    ..Part::plain(
+                        "helm",
+                        "helm4",
+                        "helm.sh/helm/v4/cmd/helm",
+                        version,
+                        "about three minutes on two cores",
+                    )
+                })
+            }
+            Self::Kubeconform => {
+                let module = "github.com/yannh/kubeconform";
+                let version = pinned(include_str!("../tools/kubeconform/go.mod"), module)?;
+                let package = format!("{module}/cmd/kubeconform");
+                Ok(Part::plain("kubeconform", "kubeconform", &package, version, "some seconds"))
+            }
+            Self::Kubectl => Part::kubernetes("kubectl", "less than a minute"),
+            Self::Prometheus => Part::prometheus("prometheus", "about four minutes on two cores"),
+            Self::Promtool => Part::prometheus("promtool", "less than a minute"),
+            Self::Health => {
+                let files = [
+                    include_str!("../tools/health/go.mod"),
+                    include_str!("../tools/health/go.sum"),
+                    include_str!("../tools/health/main.go"),
+                ];
+                Ok(Part::plain("health", "health", ".", &digest(&files), "about a minute and a half"))
+            }
+        }
+    }
+}
+
+/// The kinds ServiceMonitor, PodMonitor and PrometheusRule: CustomResourceDefinitions, as YAML, of the Prometheus
+/// operator that is pinned.
+pub fn prometheus_operator_crds() -> Result<String> {
+    let module = "github.com/prometheus-operator/prometheus-operator";
+    let version = pinned(include_str!("../tools/prometheus-operator/go.mod"), module)?;
+    let folder = cache()?.join(format!("prometheus-operator-{version}"));
+    let place = folder.join("crds.yaml");
+    if let Ok(yaml) = fs::read_to_string(&place) {
+        return Ok(yaml);
+    }
+    let _lock = lock(&folder, "crds")?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/prometheus-operator");
+    let download = go(&source, &["mod", "download", "-json", module], "the Prometheus operator's kinds")?;
+    let told: serde_json::Value = serde_json::from_str(&download).context("what go mod download said")?;
+    let module = told["Dir"].as_str().context("go mod download named no folder")?;
+    let read = |kind: &str| {
+        let file = format!("{module}/example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml");
+        fs::read_to_string(&file).with_context(|| format!("reading {file}"))
+    };
+    let yaml = ["servicemonitors", "podmonitors", "prometheusrules"].map(read);
+    let yaml = yaml.into_iter().collect::<Result<Vec<_>>>()?.join("\n---\n");
+    let partial = folder.join("crds.partial");
+    fs::write(&partial, &yaml).and_then(|()| fs::rename(&partial, &place)).context("keeping the kinds")?;
+    Ok(yaml)
+}
+
+/// What a command of Go's says, run in a module's folder; or a sentence on what is missing.
+fn go(folder: &Path, args: &[&str], wanted: &str) -> Result<String> {
+    let missing = || {
+        format!(
+            "no {wanted} was found, and making it needs Go 1.26 or newer, which is not on PATH. Install it from \
+             https://go.dev/dl; the programs of a cluster are also looked for in the folder that \
+             KUBEBUILDER_ASSETS names"
+        )
+    };
+    let answer = Command::new("go")
+        .args(args)
+        .env("GOWORK", "off")
+        .env("GOFLAGS", "")
+        .current_dir(folder)
+        .output()
+        .with_context(missing)?;
+    if !answer.status.success() {
+        let words = String::from_utf8_lossy(&answer.stderr);
+        bail!("Go cannot be used in {}: {}", folder.display(), words.trim());
+    }
+    Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
+}
+
 fn told() -> Option<PathBuf> {
     std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from)
 }
@@ -122,7 +267,8 @@ struct Part {
     /// The folder of its go.mod in `tools/`.
     module: &'static str,
     package: String,
-    version: &'static str,
+    version: String,
+    tags: &'static str,
     ldflags: String,
     expected: &'static str,
 }
@@ -130,13 +276,37 @@ struct Part {
 impl Part {
     fn etcd() -> Result<Self> {
         let version = pinned(include_str!("../tools/etcd/go.mod"), "go.etcd.io/etcd/server/v3")?;
-        Ok(Self {
-            name: "etcd",
-            module: "etcd",
-            package: "go.etcd.io/etcd/server/v3".to_owned(),
-            version,
+        Ok(Self::plain("etcd", "etcd", "go.etcd.io/etcd/server/v3", version, "about a minute"))
+    }
+
+    /// What is built as it is.
+    fn plain(
+        name: &'static str,
+        module: &'static str,
+        package: &str,
+        version: &str,
+        expected: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            module,
+            package: package.to_owned(),
+            version: version.to_owned(),
+            tags: "",
             ldflags: "-s -w".to_owned(),
-            expected: "about a minute",
+            expected,
+        }
+    }
+
+    fn prometheus(name: &'static str, expected: &'static str) -> Result<Self> {
+        let module = "github.com/prometheus/prometheus";
+        let version = pinned(include_str!("../tools/prometheus/go.mod"), module)?;
+        let stamp = "-X github.com/prometheus/common/version.Version";
+        Ok(Self {
+            // The clients of every cloud are most of what there is to compile.
+            tags: "remove_all_sd",
+            ldflags: format!("-s -w {stamp}={}", version.trim_start_matches('v')),
+            ..Self::plain(name, "prometheus", &format!("{module}/cmd/{name}"), version, expected)
         })
     }
 
@@ -151,12 +321,8 @@ impl Part {
         // Without these the server calls itself v0.0.0 and clients that look at its version go astray.
         let stamp = "-X k8s.io/component-base/version.git";
         Ok(Self {
-            name,
-            module: "kubernetes",
-            package: format!("k8s.io/kubernetes/cmd/{name}"),
-            version,
             ldflags: format!("-s -w {stamp}Version={version} {stamp}Major={major} {stamp}Minor={minor}"),
-            expected,
+            ..Self::plain(name, "kubernetes", &format!("k8s.io/kubernetes/cmd/{name}"), version, expected)
         })
     }
 
@@ -180,7 +346,7 @@ impl Part {
         if place.is_file() {
             return Ok(());
         }
-        let go = self.go()?;
+        let go = go(&self.source(), &["env", "GOVERSION"], self.name)?;
         say(&format!(
             "building {} {} with {go}, this first time only: {}",
             self.name, self.version, self.expected
@@ -190,7 +356,16 @@ impl Part {
         let log = folder.join(format!("{}.build.log", self.name));
         fs::remove_file(&log).ok();
         let build = Spec::new("go", &log)
-            .args(["build", "-mod=readonly", "-trimpath", "-ldflags", &self.ldflags, "-o"])
+            .args([
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                "-tags",
+                self.tags,
+                "-ldflags",
+                &self.ldflags,
+                "-o",
+            ])
             .arg(&partial)
             .arg(&self.package)
             .env("CGO_ENABLED", "0")
@@ -207,28 +382,6 @@ impl Part {
 
     fn source(&self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(self.module)
-    }
-
-    /// The version of the Go that will build, or a sentence on what is missing.
-    fn go(&self) -> Result<String> {
-        let missing = || {
-            format!(
-                "no {name} was found, and building it needs Go 1.26 or newer, which is not on PATH. Install it \
-                 from https://go.dev/dl, or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and \
-                 what else is to run",
-                name = self.name
-            )
-        };
-        let answer = Command::new("go")
-            .args(["env", "GOVERSION"])
-            .current_dir(self.source())
-            .output()
-            .with_context(missing)?;
-        if !answer.status.success() {
-            let words = String::from_utf8_lossy(&answer.stderr);
-            bail!("Go cannot be used in {}: {}", self.source().display(), words.trim());
-        }
-        Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
     }
 }
 
@@ -265,6 +418,17 @@ pub(crate) fn run(step: &Spec, doing: &str, expected: &str) -> Result<()> {
         bail!("{doing} failed (it ended with {code}); the end of {}:\n{}", log.display(), tail(log, 15));
     }
     Ok(())
+}
+
+/// A short name for what is made of these texts.
+pub(crate) fn digest(made_of: &[&str]) -> String {
+    let mut sum = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in made_of {
+        // Where one part ends and the next begins is part of it.
+        sum.update(&part.len().to_le_bytes());
+        sum.update(part.as_bytes());
+    }
+    sum.finish().as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The version that a go.mod requires of a module: the one place where it is written.
@@ -315,6 +479,15 @@ mod tests {
             place,
             Path::new("cache").join(format!("kubernetes-{}", apiserver.version)).join("kube-apiserver")
         );
+    }
+
+    #[test]
+    fn every_tool_has_a_place_of_its_own_by_its_version() {
+        let places: std::collections::BTreeSet<_> =
+            Tool::ALL.iter().map(|tool| tool.part().expect("it is pinned").place(Path::new(""))).collect();
+        assert_eq!(places.len(), Tool::ALL.len(), "{places:?}");
+        let helm3 = Tool::Helm3.part().expect("it is pinned");
+        assert!(!helm3.ldflags.contains("Minor=20") && helm3.ldflags.contains("Minor="), "{}", helm3.ldflags);
     }
 
     #[test]

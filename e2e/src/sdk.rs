@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::assets::{cache, lock, run};
+use crate::assets::{cache, digest, lock, run};
 use crate::process::{Process, Scratch, Spec, free_port, say, tail};
 use crate::wait::eventually;
 
@@ -159,14 +159,7 @@ impl Sdk {
 
     /// The folder in the cache of what is made of this.
     fn folder(self, made_of: &[&str]) -> Result<PathBuf> {
-        let mut sum = ring::digest::Context::new(&ring::digest::SHA256);
-        for part in made_of {
-            // Where one part ends and the next begins is part of it.
-            sum.update(&part.len().to_le_bytes());
-            sum.update(part.as_bytes());
-        }
-        let sum: String = sum.finish().as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        Ok(cache()?.join(format!("a2a-{}-{sum}", self.name())))
+        Ok(cache()?.join(format!("a2a-{}-{}", self.name(), digest(made_of))))
     }
 }
 
