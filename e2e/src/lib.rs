@@ -28,6 +28,7 @@ pub mod assets;
 pub mod control_plane;
 pub mod events;
 pub mod faults;
+pub mod helm;
 pub mod image;
 pub mod line;
 pub mod node;
