@@ -36,6 +36,7 @@ pub mod objects;
 pub mod operator;
 pub mod process;
 pub mod provider;
+pub mod release;
 pub mod scenario;
 pub mod sdk;
 pub mod stage;

@@ -15,7 +15,7 @@ use e2e::faults::{self, matrix::Wanted, point::Point};
 use e2e::node::{self, Node};
 use e2e::process;
 use e2e::provider::{Images, Kind, write_image};
-use e2e::suite;
+use e2e::{release, suite};
 use khook::sabotage::Safeguard;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -64,7 +64,7 @@ enum Command {
         #[arg(long)]
         busybox: Option<String>,
         /// How many scenarios at a time
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 12)]
         parallel: usize,
         /// Write every version of every pod, and the Events, to this folder
         #[arg(long)]
@@ -72,6 +72,8 @@ enum Command {
         /// Only scenarios whose name holds one of these
         only: Vec<String>,
     },
+    /// Install khook with Helm on a node of its own, upgrade it in the middle of incidents, remove it
+    Release,
     /// Break everything around khook, one thing at a time and several at once, and check what it promises
     Faults {
         /// Faults to combine in one run, as in status:3:lose-answer; the whole catalog where none is given
@@ -178,6 +180,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let good = runtime.block_on(suite::run(options))?;
             Ok(code(good))
         }
+        Command::Release => until_interrupted(release::run()),
         Command::Faults { check: Some(file), .. } => {
             Ok(code(faults::matrix::check_file(&faults::record::load(&file)?)))
         }

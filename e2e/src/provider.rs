@@ -22,7 +22,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
+use crate::assets::Tool;
 use crate::control_plane::{ControlPlane, Options, client_of};
+use crate::helm::{Helm, chart};
 use crate::image::{self, Image};
 use crate::node::Node;
 use crate::objects;
@@ -92,8 +94,20 @@ pub struct Call {
 }
 
 impl Cluster {
-    /// Finds or makes a cluster.
+    /// Finds or makes a cluster, with the CRD of Hooks.
     pub async fn start(kind: Kind, images: Images) -> Result<Self> {
+        let mut cluster = Self::bare(kind, images).await?;
+        match cluster.furnish().await {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                cluster.end().await.ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds or makes a cluster, without the CRD of Hooks where it has none.
+    pub async fn bare(kind: Kind, images: Images) -> Result<Self> {
         let random = uuid::Uuid::new_v4().simple().to_string();
         let run = random[..8].to_owned();
         let mut names = BTreeMap::new();
@@ -125,13 +139,19 @@ impl Cluster {
             Kind::Local => Some(Agent::spawn().await?),
             Kind::Kind | Kind::Existing => None,
         };
-        let mut cluster = Self { client, run, ground, images: names, agent, made_crd: false };
-        match cluster.furnish().await {
-            Ok(()) => Ok(cluster),
-            Err(error) => {
-                cluster.end().await.ok();
-                Err(error)
-            }
+        Ok(Self { client, run, ground, images: names, agent, made_crd: false })
+    }
+
+    /// The stand-in agent, where it is ours to change.
+    pub fn agent(&self) -> Option<&Agent> {
+        self.agent.as_ref()
+    }
+
+    /// The way to the cluster for programs, where it is ours alone.
+    pub fn kubeconfig(&self) -> Option<PathBuf> {
+        match &self.ground {
+            Ground::Local { control_plane, .. } => Some(control_plane.kubeconfig()),
+            Ground::Kind { .. } | Ground::Existing => None,
         }
     }
 
@@ -174,41 +194,64 @@ impl Cluster {
         objects::apply(&self.client, namespace, list).await.map(drop)
     }
 
-    /// Runs khook in a namespace of its own with these settings; answers the namespace. Ready are its
-    /// pods when this returns.
+    /// Runs khook in a namespace of its own, as the chart makes it, with these settings; answers the namespace.
+    /// Ready are its pods when this returns.
     pub async fn deploy_khook(&self, settings: &[(&str, &str)], replicas: usize) -> Result<String> {
         let namespace = self.namespace("khook").await?;
         if self.agent.is_none() {
             self.apply(&namespace, objects::parse(include_str!("../manifests/agent.yaml"))?).await?;
             self.available(&namespace, "agent").await?;
         }
-        let mut list = objects::parse(include_str!("../manifests/rbac.yaml"))?;
-        for object in &mut list {
-            self.place(object, &namespace);
-        }
+        let helm = Helm::new(Tool::Helm3).await?;
         // On one host two replicas cannot have the same ports: there each is a Deployment of its own.
         let (deployments, each) = if self.is_local() { (replicas, 1) } else { (1, replicas) };
-        let khook = objects::parse(include_str!("../manifests/khook.yaml"))?;
-        for number in 1..=deployments {
-            for mut object in khook.clone() {
-                if number > 1 {
-                    object["metadata"]["name"] = json!(format!("khook-{number}"));
-                }
-                for labels in ["/spec/selector/matchLabels", "/spec/template/metadata/labels"] {
-                    let labels = object.pointer_mut(labels).context("a Deployment has labels")?;
-                    labels["khook.test/replica"] = json!(number.to_string());
-                }
-                object["spec"]["replicas"] = json!(each);
-                self.configure(&mut object["spec"]["template"]["spec"], settings)?;
-                list.push(object);
-            }
+        let names: Vec<String> =
+            (1..=deployments).map(|number| format!("khook-{}-{number}", self.run)).collect();
+        for name in &names {
+            let mut values = self.values(settings)?;
+            values["replicaCount"] = json!(each);
+            let khook = helm.template(name, &chart("khook"), &namespace, &values, &["--skip-tests"]).await?;
+            self.apply(&namespace, objects::parse(&khook)?).await?;
         }
-        self.apply(&namespace, list).await?;
-        for number in 1..=deployments {
-            let name = if number > 1 { format!("khook-{number}") } else { "khook".to_owned() };
-            self.available(&namespace, &name).await?;
+        for name in &names {
+            self.available(&namespace, name).await?;
         }
         Ok(namespace)
+    }
+
+    /// The chart's values for khook in this cluster, with these settings.
+    pub fn values(&self, settings: &[(&str, &str)]) -> Result<Value> {
+        let (repository, tag) = image::KHOOK.split_once(':').context("an image has a tag")?;
+        let url = match &self.agent {
+            Some(agent) => agent.url(),
+            None => format!("http://agent:{AGENT_PORT}"),
+        };
+        let variable = |(name, value): (&str, &str)| json!({"name": name, "value": value});
+        let mut env: Vec<Value> = settings.iter().copied().map(variable).collect();
+        let mut values = json!({
+            "image": {"registry": "", "repository": repository, "tag": tag},
+            "kagent": {"apiUrl": url},
+        });
+        if let Ground::Local { control_plane, .. } = &self.ground {
+            // The pod has no address: it is on the node's network, and that is loopback.
+            let port = control_plane.url().rsplit(':').next().unwrap_or_default().to_owned();
+            for (name, value) in [
+                ("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
+                ("KUBERNETES_SERVICE_PORT", &port),
+                ("BIND_ADDRESS", "127.0.0.1"),
+            ] {
+                env.push(variable((name, value)));
+            }
+            values["hostNetwork"] = json!(true);
+            values["metrics"] = json!({"port": free_port()?});
+            values["healthCheck"] = json!({
+                "port": free_port()?,
+                "livenessProbe": {"httpGet": {"host": "127.0.0.1"}},
+                "readinessProbe": {"httpGet": {"host": "127.0.0.1"}, "periodSeconds": 1},
+            });
+        }
+        values["extraEnv"] = json!(env);
+        Ok(values)
     }
 
     /// The namespace that khook runs in.
@@ -316,52 +359,6 @@ impl Cluster {
             }
             Ok(()) => Ok(()),
         }
-    }
-
-    /// Two runs in one cluster do not share what has no namespace.
-    fn place(&self, object: &mut Value, namespace: &str) {
-        let ours = format!("{namespace}-manager");
-        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        if kind.starts_with("Cluster") {
-            object["metadata"]["name"] = json!(ours);
-        }
-        if kind == "ClusterRoleBinding" {
-            object["roleRef"]["name"] = json!(ours);
-        }
-        for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
-            subject["namespace"] = json!(namespace);
-        }
-    }
-
-    fn configure(&self, spec: &mut Value, settings: &[(&str, &str)]) -> Result<()> {
-        let mut env: Vec<(String, String)> =
-            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let url = match &self.agent {
-            Some(agent) => agent.url(),
-            None => format!("http://agent:{AGENT_PORT}"),
-        };
-        env.push(("KAGENT_BASE_URL".to_owned(), url));
-        let manager = &mut spec["containers"][0];
-        if let Ground::Local { control_plane, .. } = &self.ground {
-            let port = control_plane.url().rsplit(':').next().unwrap_or_default().to_owned();
-            env.push(("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".to_owned()));
-            env.push(("KUBERNETES_SERVICE_PORT".to_owned(), port));
-            env.push(("BIND_ADDRESS".to_owned(), "127.0.0.1".to_owned()));
-            let (health, metrics) = (free_port()?, free_port()?);
-            env.push(("HEALTH_PORT".to_owned(), health.to_string()));
-            env.push(("METRICS_PORT".to_owned(), metrics.to_string()));
-            for probe in ["livenessProbe", "readinessProbe"] {
-                // The pod's address is none.
-                manager[probe]["httpGet"]["host"] = json!("127.0.0.1");
-                manager[probe]["httpGet"]["port"] = json!(health);
-            }
-            if let Some(manager) = manager.as_object_mut() {
-                manager.remove("ports");
-            }
-        }
-        let list = manager["env"].as_array_mut().context("the manager has an environment")?;
-        list.extend(env.into_iter().map(|(name, value)| json!({"name": name, "value": value})));
-        Ok(())
     }
 
     fn shape(&self, spec: &mut Value) {

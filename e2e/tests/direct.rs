@@ -17,7 +17,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use e2e::{
     agent::{Behaviour, Fault, Message},
+    assets::Tool,
     control_plane::ControlPlane,
+    helm::Helm,
+    objects,
     stage::Stage,
     wait::eventually,
     world::{PATIENCE, World},
@@ -32,28 +35,13 @@ use tokio::{net::TcpListener, sync::OnceCell, task::JoinHandle};
 
 const UI: &str = "https://kagent.example.com/ui";
 
-/// What khook needs everywhere: nothing of Secrets.
-const RIGHTS: &str = "apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: khook}
-rules:
-- {apiGroups: [kagent.dev], resources: [hooks], verbs: [get, list, watch]}
-- {apiGroups: [kagent.dev], resources: [hooks/status], verbs: [patch]}
-- {apiGroups: [''], resources: [pods], verbs: [get, list, watch]}
-- {apiGroups: ['', events.k8s.io], resources: [events], verbs: [get, list, watch, create, patch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: khook}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: khook}
-subjects: [{kind: ServiceAccount, name: khook, namespace: default}]
-";
-
 async fn shared() -> Result<&'static Stage> {
     static ACCOUNT: OnceCell<PathBuf> = OnceCell::const_new();
     let control_plane = ControlPlane::shared().await?;
     let account = async {
-        control_plane.apply(RIGHTS).await.context("khook's rights")?;
+        // Without directAgents.secrets: nothing of Secrets.
+        let rights = Helm::new(Tool::Helm3).await?.rights("default", &json!({})).await?;
+        objects::apply(&control_plane.client().await?, "default", rights).await.context("khook's rights")?;
         control_plane.service_account_kubeconfig("default", "khook").await
     };
     let account = ACCOUNT.get_or_try_init(|| account).await?;

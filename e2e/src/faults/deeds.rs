@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Namespace, rbac::v1::RoleBinding};
 use khook::hook::Hook;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -18,6 +18,7 @@ use super::{
     record::{Became, Line, What},
     run::{Run, lock},
 };
+use crate::{assets::Tool, helm::Helm, objects};
 
 /// Longer than the Lease, than a claim, and than the time until another takes it over.
 const PAUSE: Duration = Duration::from_secs(11);
@@ -135,8 +136,10 @@ impl Run {
             }
             Deed::Wipe => self.patch_status(deed, json!({"status": {"activeEvents": []}})).await?,
             Deed::Revoke => {
-                self.bindings().delete("khook", &DeleteParams::default()).await?;
-                self.undo_later(deed, move |run| Box::pin(async move { run.bind().await })).await;
+                let taken = self.bindings().list(&ListParams::default()).await?.items;
+                self.bindings().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+                let give_back = move |run: Arc<Self>| run.give_back(taken).boxed();
+                self.undo_later(deed, give_back).await;
             }
             Deed::StealLease => {
                 let thief = json!({
@@ -194,20 +197,23 @@ impl Run {
         });
     }
 
-    /// Gives khook its rights in the namespace.
+    /// Gives khook the rights of the chart in the namespace, with the Secret of its direct agent.
     pub(super) async fn grant_rights(&self) -> Result<()> {
-        self.control_plane.apply_in(&self.world.namespace, ROLE).await.context("khook's role")?;
-        self.bind().await
+        let namespace = &self.world.namespace;
+        let values = json!({
+            "watchNamespaces": [namespace],
+            "directAgents": {"secrets": [{"namespace": namespace, "names": ["triage"]}]},
+        });
+        let rights = Helm::new(Tool::Helm3).await?.rights(namespace, &values).await?;
+        objects::apply(&self.world.client, namespace, rights).await.context("khook's rights").map(drop)
     }
 
-    async fn bind(&self) -> Result<()> {
-        let namespace = &self.world.namespace;
-        let binding = serde_json::from_value(json!({
-            "metadata": {"name": "khook"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "khook"},
-            "subjects": [{"kind": "ServiceAccount", "name": "khook", "namespace": namespace}],
-        }))?;
-        self.bindings().create(&PostParams::default(), &binding).await.context("khook's rights")?;
+    async fn give_back(self: Arc<Self>, taken: Vec<RoleBinding>) -> Result<()> {
+        for RoleBinding { metadata, role_ref, subjects } in taken {
+            let metadata = ObjectMeta { name: metadata.name, ..ObjectMeta::default() };
+            let binding = RoleBinding { metadata, role_ref, subjects };
+            self.bindings().create(&PostParams::default(), &binding).await.context("khook's rights")?;
+        }
         Ok(())
     }
 
@@ -236,16 +242,3 @@ async fn stopped(pid: u32) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
-
-/// The least that khook needs in one namespace.
-const ROLE: &str = "apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: khook}
-rules:
-- {apiGroups: [kagent.dev], resources: [hooks], verbs: [get, list, watch]}
-- {apiGroups: [kagent.dev], resources: [hooks/status], verbs: [patch]}
-- {apiGroups: [''], resources: [pods], verbs: [get, list, watch]}
-- {apiGroups: ['', events.k8s.io], resources: [events], verbs: [get, list, watch, create, patch]}
-- {apiGroups: [''], resources: [secrets], resourceNames: [triage], verbs: [get]}
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}
-";
