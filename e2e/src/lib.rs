@@ -26,6 +26,7 @@
 pub mod agent;
 pub mod assets;
 pub mod control_plane;
+pub mod crds;
 pub mod events;
 pub mod faults;
 pub mod helm;
