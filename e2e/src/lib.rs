@@ -32,6 +32,7 @@ pub mod faults;
 pub mod helm;
 pub mod image;
 pub mod line;
+pub mod markdown;
 pub mod node;
 pub mod objects;
 pub mod operator;
