@@ -3,7 +3,12 @@
 //! khook asks kagent as one user for all Hooks. Without bounds whoever may write a Hook anywhere could have the
 //! most privileged agent of another namespace work for them.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{fmt, str::FromStr};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
 
 /// Patterns of agents by patterns of namespaces. The default allows all.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,13 +46,42 @@ impl FromStr for Allowed {
             return Ok(Self::default());
         }
         let wrong = |why: String| format!("{FORM}: {why}");
-        let map: BTreeMap<String, Vec<String>> =
-            serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
-        let entries = map.into_iter().map(|(namespace, agents)| {
+        let Pairs(pairs) = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let entries = pairs.into_iter().map(|(namespace, agents)| {
             let agents = agents.iter().map(|agent| Agent::parse(agent)).collect::<Result<_, _>>()?;
-            Ok(Entry { namespace: Pattern::parse(&namespace)?, agents })
+            Ok(Entry { namespace: Pattern::of_namespace(&namespace)?, agents })
         });
         Ok(Self { entries: Some(entries.collect::<Result<_, String>>().map_err(wrong)?) })
+    }
+}
+
+/// The pairs of an object, of which none may stand twice: a map would keep one of them and not say which.
+struct Pairs(Vec<(String, Vec<String>)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+        let mut pairs: Vec<(String, Vec<String>)> = Vec::new();
+        while let Some(pair) = map.next_entry::<String, Vec<String>>()? {
+            if pairs.iter().any(|(key, _)| *key == pair.0) {
+                return Err(de::Error::custom(format!("{:?} stands twice", pair.0)));
+            }
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
     }
 }
 
@@ -70,17 +104,26 @@ impl Agent {
             None if text == "*" => ("*", "*"),
             None => return Err(format!("{text:?} is no agent: it must be NAMESPACE/NAME, ./NAME or *")),
         };
-        let namespace = (namespace != ".").then(|| Pattern::parse(namespace)).transpose()?;
-        Ok(Self { namespace, name: Pattern::parse(name)? })
+        let namespace = (namespace != ".").then(|| Pattern::of_namespace(namespace)).transpose()?;
+        Ok(Self { namespace, name: Pattern::of_agent(name)? })
     }
 }
 
 impl Pattern {
-    fn parse(text: &str) -> Result<Self, String> {
-        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'*');
+    fn of_namespace(text: &str) -> Result<Self, String> {
+        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'*');
+        Self::of(text, "a namespace", known)
+    }
+
+    /// As a Hook may name an agent.
+    fn of_agent(text: &str) -> Result<Self, String> {
+        Self::of(text, "an agent", |b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'*'))
+    }
+
+    fn of(text: &str, what: &str, known: impl Fn(u8) -> bool) -> Result<Self, String> {
         match !text.is_empty() && text.bytes().all(known) {
             true => Ok(Self(text.to_owned())),
-            false => Err(format!("{text:?} is no name of Kubernetes, with * for any run of characters")),
+            false => Err(format!("{text:?} is no name of {what}, with * for any run of characters")),
         }
     }
 
@@ -124,6 +167,7 @@ mod tests {
             ("team-a", "kagent/unsafe-reader", false),
             ("team-a", "team-a/own", false),
             ("ops", "kagent/admin", true),
+            ("ops", "kagent/K8s_Agent.v2", true),
             ("other", "kagent/triage", true),
             ("other", "other/triage", false),
         ] {
@@ -155,7 +199,9 @@ mod tests {
             ("shop=kagent/a", "expected value"),
             (r#"{"shop":"kagent/a"}"#, "invalid type"),
             (r#"{"shop":["k8s-agent"]}"#, r#""k8s-agent" is no agent"#),
-            (r#"{"Shop":["*"]}"#, r#""Shop" is no name"#),
+            (r#"{"Shop":["*"]}"#, r#""Shop" is no name of a namespace"#),
+            (r#"{"shop":["kagent/a"],"shop":["*"]}"#, r#""shop" stands twice"#),
+            (r#"{"shop":["kagent/a b"]}"#, r#""a b" is no name of an agent"#),
             (r#"{"shop":["/a"]}"#, r#""" is no name"#),
             (r#"{"shop":["https://a/b"]}"#, r#""https:" is no name"#),
         ] {

@@ -210,6 +210,11 @@ fn agent_of(
         return Err(error("AgentInvalid", message));
     }
     let of = own.filter(|own| !own.is_empty()).unwrap_or(namespace);
+    // The schema knows names only; a Hook stored before it might name what a pattern of the operator's allows.
+    if name.contains('/') || of.contains('/') {
+        let message = format!("{place} names the agent {of}/{name}, but a name has no / in it");
+        return Err(error("AgentInvalid", message));
+    }
     if !policy.allowed_agents.allows(namespace, of, name) {
         let message = format!(
             "{place} names the agent {of}/{name}, which Hooks of namespace {namespace} may not have asked: \
