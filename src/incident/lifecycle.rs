@@ -264,7 +264,7 @@ pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Sce
     if entry.status != Phase::Pending || scene.suspended || scene.rule.is_none() {
         return false;
     }
-    if rests_since(entry).is_some() {
+    if rests_until(entry, scene).is_some() {
         return false;
     }
     let Some(next) = entry.next_attempt_at else { return true };
@@ -296,9 +296,7 @@ pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
         Phase::Pending if scene.suspended => {
             (None, (!still_holds(entry)).then(|| entry.last_seen + scene.policy.stale_after + TICK))
         }
-        Phase::Pending => {
-            (entry.next_attempt_at, rests_since(entry).map_or(given_up, |since| Some(since + rest(scene))))
-        }
+        Phase::Pending => (entry.next_attempt_at, rests_until(entry, scene).or(given_up)),
         Phase::Firing if entry.reason == Some(Reason::CheckingSession) => {
             (entry.next_attempt_at, lookups_end(entry, scene))
         }
@@ -431,7 +429,7 @@ fn clear(
             // What happened is still told, late; what merely was so, or did not last, is over. While the Hook
             // is suspended only what is still true is kept. A container that runs again may be between two
             // crashes: that is over once it has run for as long as it must crash.
-            let rests = state == StandingState::Clear && rests_since(entry).is_some();
+            let rests = state == StandingState::Clear && rests_until(entry, scene).is_some();
             if is_held(entry) && !rests || held_before && !has_happened(entry) {
                 let (reason, why) = match state {
                     StandingState::Gone => (Reason::PodGone, "the pod is gone, nobody was called"),
@@ -759,8 +757,7 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                 return resolve(entry, Reason::NotDelivered, &why, scene, effects);
             }
             let over = entry.next_attempt_at.is_none_or(|at| at <= scene.now);
-            if let Some(since) = rests_since(entry).filter(|_| over) {
-                let end = since + rest(scene);
+            if let Some(end) = rests_until(entry, scene).filter(|_| over) {
                 if end <= scene.now {
                     let why = "it did not happen again before the agent was called";
                     return resolve(entry, Reason::RecoveredBeforeCall, why, scene, effects);
@@ -1057,7 +1054,8 @@ fn hold_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene) {
     if due > scene.now {
         entry.due_at = Some(due);
         entry.next_attempt_at = Some(due);
-        because(entry, Reason::Holding, &format!("called at {} unless it clears", due.format("%H:%M:%SZ")));
+        let unless = if is_restart(entry) { "if it goes on" } else { "unless it clears" };
+        because(entry, Reason::Holding, &format!("called at {} {unless}", due.format("%H:%M:%SZ")));
     } else {
         entry.due_at = Some(if hold.is_zero() { signal.observed_at.min(scene.now) } else { scene.now });
         entry.next_attempt_at = None;
@@ -1081,20 +1079,17 @@ pub fn is_held(entry: &ActiveEvent) -> bool {
     matches!(entry.reason, Some(Reason::Holding | Reason::Suspended))
 }
 
-/// Since when the container of a held incident runs again, where it may crash once more: a crash loop is held
-/// for as long as it goes on, and while it does, its container runs now and then.
-fn rests_since(entry: &ActiveEvent) -> Option<DateTime<Utc>> {
+/// Until when the container of a held incident must run for the trouble to be over, where it runs and may crash
+/// once more: a crash loop is held for as long as it goes on, and while it does, its container runs now and then.
+/// Where the Hook wants no hold any more, nothing rests.
+fn rests_until(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
+    let hold = scene.rule?.hold?;
     let standing = entry.condition.as_ref()?;
     let rests = entry.status == Phase::Pending
         && entry.reason == Some(Reason::Holding)
         && standing.state == StandingState::Clear
         && is_restart(entry);
-    rests.then_some(standing.since)
-}
-
-/// How long it must run for that to be over. Without a hold nothing is held.
-fn rest(scene: &Scene) -> Duration {
-    scene.rule.and_then(|rule| rule.hold).unwrap_or_default()
+    rests.then_some(standing.since + hold)
 }
 
 fn hold_of(signal: &Signal, scene: &Scene) -> Duration {

@@ -236,31 +236,38 @@ fn a_crash_loop_lasts_though_its_container_runs_between_two_crashes() {
     };
     let held = || {
         let mut rules = rules_for_all();
-        rules.configurations.iter_mut().for_each(|rule| rule.hold = Some(Duration::from_secs(60)));
+        rules.configurations.iter_mut().for_each(|rule| rule.hold = Some(Duration::from_secs(300)));
         Bench::new(rules)
     };
     let mut bench = held();
-    for (count, crash) in [(1, 0), (2, 12), (3, 35), (4, 50)] {
+    for (count, crash) in [(1, 0), (2, 12), (3, 90), (4, 250)] {
         bench.turn(&[restarted("web-0", count, at(crash))], &[], at(crash));
         let plan = bench.turn(&[runs(at(crash + 1))], &[], at(crash + 1));
         assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
-        assert_eq!(plan.next_wake, Some(at(60)));
+        assert_eq!(plan.next_wake, Some(at(300)));
     }
     // It has lasted long enough, but runs just now: is that the end?
-    let plan = bench.turn(&[], &[], at(60));
-    assert_eq!((bench.phases(), plan.next_wake), (vec![("web-0", Pending, Holding)], Some(at(111))));
-    assert_eq!(bench.entry().message, "runs again: over at 03:01:51Z, called if it happens before");
+    let plan = bench.turn(&[], &[], at(300));
+    assert_eq!((bench.phases(), plan.next_wake), (vec![("web-0", Pending, Holding)], Some(at(551))));
+    assert_eq!(bench.entry().message, "runs again: over at 03:09:11Z, called if it happens before");
     // No, it is not.
-    bench.turn(&[restarted("web-0", 5, at(80))], &[], at(80));
+    bench.turn(&[restarted("web-0", 5, at(540))], &[], at(540));
     assert_eq!(bench.phases(), [("web-0", Firing, Calling)]);
 
     // One crash alone is over once the container has run for as long.
     let mut bench = held();
     bench.turn(&[restarted("web-0", 1, at(0)), runs(at(1))], &[], at(1));
-    bench.turn(&[], &[], at(60));
+    bench.turn(&[], &[], at(300));
     assert_eq!(bench.phases(), [("web-0", Pending, Holding)]);
-    bench.turn(&[], &[], at(61));
+    bench.turn(&[], &[], at(301));
     assert_eq!(bench.phases(), [("web-0", Resolved, RecoveredBeforeCall)]);
+
+    // A Hook that wants no hold any more wants to hear of it.
+    let mut bench = held();
+    bench.turn(&[restarted("web-0", 1, at(0)), runs(at(1))], &[], at(1));
+    bench.rules = rules_for_all();
+    bench.turn(&[], &[], at(300));
+    assert_eq!(bench.phases(), [("web-0", Firing, Calling)]);
 }
 
 #[test]
