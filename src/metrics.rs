@@ -235,8 +235,6 @@ pub struct Metrics {
     open_fds: IntGauge,
     /// What each Hook adds to the gauges; none where another process tells of them.
     hooks: Mutex<Option<HashMap<String, HookCounts>>>,
-    /// When each watch was last answered, in seconds since the epoch, by what it looks at and where.
-    contacts: Mutex<HashMap<(Watch, Scope), f64>>,
 }
 
 impl Metrics {
@@ -312,9 +310,9 @@ impl Metrics {
                     Opts::new(
                         "khook_watch_contact_timestamp_seconds",
                         "When the apiserver last answered a watch well, in seconds since the epoch; each asks anew \
-                         at least every WATCH_TIMEOUT. Of several namespaces the one heard of least recently.",
+                         at least every WATCH_TIMEOUT. The scope is all, or a namespace of WATCH_NAMESPACES.",
                     ),
-                    &["watch"],
+                    &["scope", "watch"],
                 ),
             ),
             breaker_state: register(
@@ -391,7 +389,6 @@ impl Metrics {
             ),
             open_fds: register(&registry, IntGauge::new("process_open_fds", "Open file descriptors.")),
             hooks: Mutex::default(),
-            contacts: Mutex::default(),
             registry,
         };
 
@@ -478,10 +475,7 @@ impl Metrics {
     /// The apiserver has answered a watch well, or is about to be asked for the first time.
     pub fn watch_contact(&self, watch: Watch, scope: &Scope) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut contacts = self.contacts.lock();
-        contacts.insert((watch, scope.clone()), now.as_secs_f64());
-        let of_this = contacts.iter().filter(|((other, _), _)| *other == watch).map(|(_, at)| *at);
-        self.watch_contact.with_label_values(&[watch.as_str()]).set(of_this.fold(f64::INFINITY, f64::min));
+        self.watch_contact.with_label_values(&[scope.as_str(), watch.as_str()]).set(now.as_secs_f64());
     }
 
     /// The breaker of `agent` (`namespace/name`) is in `state`.
@@ -683,7 +677,7 @@ mod tests {
     }
 
     #[test]
-    fn the_call_that_waits_longest_and_the_watch_that_is_silent_longest_count() {
+    fn the_call_that_waits_longest_counts() {
         let metrics = Metrics::new();
         metrics.tells_of_hooks(true);
         let oldest = "khook_oldest_due_timestamp_seconds";
@@ -694,16 +688,6 @@ mod tests {
         assert_eq!(value(&metrics, oldest), 30.0);
         metrics.forget_hook("ns/a");
         assert_eq!(value(&metrics, oldest), 0.0);
-
-        let contact = "khook_watch_contact_timestamp_seconds{watch=\"pods\"}";
-        let (shop, ops) = (Scope::Namespace("shop".into()), Scope::Namespace("ops".into()));
-        metrics.watch_contact(Watch::Pods, &shop);
-        let first = value(&metrics, contact);
-        std::thread::sleep(Duration::from_millis(2));
-        metrics.watch_contact(Watch::Pods, &ops);
-        assert_eq!(value(&metrics, contact), first, "ops was heard of, shop not");
-        metrics.watch_contact(Watch::Pods, &shop);
-        assert!(value(&metrics, contact) > first);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Neither looks at kagent or at leadership: restarting or hiding khook heals neither.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     io,
     net::{IpAddr, SocketAddr},
@@ -92,7 +92,16 @@ impl Server {
 /// What khook knows about its own well-being.
 pub struct Health {
     loops: Mutex<BTreeMap<String, Beat>>,
-    caches: Mutex<BTreeMap<String, bool>>,
+    caches: Mutex<BTreeMap<String, Cache>>,
+}
+
+/// How it stands with a cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cache {
+    Awaited,
+    /// It belongs to a namespace that khook may not look into, as when it is gone.
+    Refused,
+    Filled,
 }
 
 /// When a loop was last seen to move, and how long it may be silent.
@@ -103,11 +112,12 @@ struct Beat {
 }
 
 impl Health {
-    /// Ready only when all of `caches` are filled.
+    /// Ready only when all of `caches` are filled, or refused while others of their kind are filled. The kind is the
+    /// first word of a name: `pods` of `pods of shop`.
     pub fn new(caches: impl IntoIterator<Item = String>) -> Self {
         Self {
             loops: Mutex::default(),
-            caches: Mutex::new(caches.into_iter().map(|cache| (cache, false)).collect()),
+            caches: Mutex::new(caches.into_iter().map(|cache| (cache, Cache::Awaited)).collect()),
         }
     }
 
@@ -123,9 +133,16 @@ impl Health {
         }
     }
 
-    /// The cache is filled, or must be filled again.
-    pub fn set_synced(&self, cache: &str, synced: bool) {
-        self.caches.lock().insert(cache.to_owned(), synced);
+    /// The cache is filled.
+    pub fn filled(&self, cache: &str) {
+        self.caches.lock().insert(cache.to_owned(), Cache::Filled);
+    }
+
+    /// The cache is not filled because khook may not look there at all, and is not waited for.
+    pub fn refused(&self, cache: &str) {
+        if let Some(state @ Cache::Awaited) = self.caches.lock().get_mut(cache) {
+            *state = Cache::Refused;
+        }
     }
 
     /// Loops that have been silent for too long at `now`, with the time they have.
@@ -139,9 +156,19 @@ impl Health {
             .collect()
     }
 
-    /// Caches that are not filled.
-    pub fn unsynced(&self) -> Vec<String> {
-        self.caches.lock().iter().filter(|(_, synced)| !**synced).map(|(cache, _)| cache.clone()).collect()
+    /// Caches that are waited for, and those that are refused. Where no cache of its kind is filled, one that is
+    /// refused is waited for as well.
+    pub fn unsynced(&self) -> (Vec<String>, Vec<String>) {
+        let caches = self.caches.lock();
+        let kind = |cache: &str| cache.split(' ').next().unwrap_or_default().to_owned();
+        let filled = caches.iter().filter(|(_, state)| **state == Cache::Filled);
+        let filled: BTreeSet<String> = filled.map(|(cache, _)| kind(cache)).collect();
+        let missing = caches.iter().filter(|(_, state)| **state != Cache::Filled);
+        let (refused, awaited): (Vec<_>, Vec<_>) =
+            missing.partition(|(cache, state)| **state == Cache::Refused && filled.contains(&kind(cache)));
+        let names =
+            |caches: Vec<(&String, &Cache)>| caches.into_iter().map(|(cache, _)| cache.clone()).collect();
+        (names(awaited), names(refused))
     }
 }
 
@@ -171,9 +198,14 @@ fn healthz(health: &Health, now: Instant) -> (StatusCode, String) {
 }
 
 fn readyz(health: &Health) -> (StatusCode, String) {
-    match health.unsynced() {
-        unsynced if unsynced.is_empty() => (StatusCode::OK, "ok\n".into()),
-        unsynced => (StatusCode::SERVICE_UNAVAILABLE, format!("not synced: {}\n", unsynced.join(", "))),
+    let (awaited, refused) = health.unsynced();
+    let refused = match refused.is_empty() {
+        true => String::new(),
+        false => format!("refused: {}\n", refused.join(", ")),
+    };
+    match awaited.is_empty() {
+        true => (StatusCode::OK, format!("ok\n{refused}")),
+        false => (StatusCode::SERVICE_UNAVAILABLE, format!("not synced: {}\n{refused}", awaited.join(", "))),
     }
 }
 
@@ -257,10 +289,28 @@ mod tests {
     fn what_is_not_synced_is_named() {
         let health = Health::new(["hooks", "events"].map(str::to_owned));
         assert_eq!(readyz(&health).1, "not synced: events, hooks\n");
-        health.set_synced("hooks", true);
+        health.filled("hooks");
         assert_eq!(readyz(&health), (StatusCode::SERVICE_UNAVAILABLE, "not synced: events\n".into()));
-        health.set_synced("events", true);
+        health.filled("events");
         assert_eq!(readyz(&health).0, StatusCode::OK);
+    }
+
+    #[test]
+    fn a_namespace_that_is_refused_is_not_waited_for_unless_there_is_no_other() {
+        let health = Health::new(["hooks of a", "pods of a", "hooks of b", "pods of b"].map(str::to_owned));
+        let ready = || readyz(&health);
+        for refused in ["hooks of a", "pods of a", "hooks of b", "pods of b"] {
+            health.refused(refused);
+        }
+        assert_eq!(ready().0, StatusCode::SERVICE_UNAVAILABLE, "nothing is known at all");
+        health.filled("pods of a");
+        assert_eq!(ready().0, StatusCode::SERVICE_UNAVAILABLE, "no Hook is known");
+        health.filled("hooks of a");
+        assert_eq!(ready(), (StatusCode::OK, "ok\nrefused: hooks of b, pods of b\n".into()));
+        // What is known stays known.
+        health.refused("hooks of a");
+        health.filled("hooks of b");
+        assert_eq!(ready(), (StatusCode::OK, "ok\nrefused: pods of b\n".into()));
     }
 
     #[tokio::test]
@@ -275,7 +325,7 @@ mod tests {
         assert!(fetch(metrics, "/healthz").await.starts_with("HTTP/1.1 404"));
         assert!(fetch(probes, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(fetch(probes, "/readyz").await.starts_with("HTTP/1.1 503"));
-        health.set_synced("hooks", true);
+        health.filled("hooks");
         assert!(fetch(probes, "/readyz").await.starts_with("HTTP/1.1 200"));
         stop.cancel();
         server.stopped().await;

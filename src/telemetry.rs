@@ -53,8 +53,7 @@ pub fn start(level: &str, format: Format) {
 /// # Errors
 /// What is allowed.
 pub fn filter(level: &str) -> Result<EnvFilter, String> {
-    const QUIET: &str =
-        "kube_client=warn,kube_runtime=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,tower=warn";
+    const QUIET: &str = "kube_client=warn,kube_runtime=warn,kube_runtime::watcher=off,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,tower=warn";
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     const FORM: &str = "off, error, warn, info, debug, trace, or directives such as info,khook::agent=debug";
     // A bare word that is no level would parse as the name of a module, and switch the log off.

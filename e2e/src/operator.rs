@@ -103,15 +103,16 @@ impl Operator {
                     self.log_tail(30)
                 )));
             }
-            Ok(Ok(self.ready().await?))
+            self.ready().await?;
+            Ok(Ok(()))
         })
         .await?
         .with_context(|| format!("log {}", self.log_path().display()))
     }
 
-    /// One look at /readyz.
-    pub async fn ready(&self) -> Result<()> {
-        get(self.health_port, "/readyz").await.map(drop)
+    /// One look at /readyz; answers what it says where it is ready.
+    pub async fn ready(&self) -> Result<String> {
+        get(self.health_port, "/readyz").await
     }
 
     /// One look at /healthz.

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::{
     wait::{eventually, throughout},
     world::{PATIENCE, World},
@@ -49,21 +49,28 @@ async fn only_the_named_namespaces_are_watched_and_one_that_is_refused_holds_up_
     for namespace in [&shop.namespace, &late.2, &other.2] {
         crash(namespace, "web-0").await?;
     }
-    // Refused in one of them, it works in the other, and says which is missing.
+    // Refused in one of them, it works in the other, and says which is refused.
     shop.wait_answered("hook", "web-0").await?;
-    let ready = operator.ready().await.err().context("ready without the second namespace")?.to_string();
+    operator.wait_ready(PATIENCE).await?;
+    let ready = operator.ready().await?;
+    ensure!(!ready.contains(&shop.namespace), "{ready}");
     for watch in ["hooks", "pods", "events", "kills"] {
         ensure!(ready.contains(&format!("{watch} of {}", late.2)), "{ready}");
     }
-    ensure!(!ready.contains(&shop.namespace), "{ready}");
-    let contact = async |watch: &str| {
-        operator.metric("khook_watch_contact_timestamp_seconds", &[("watch", watch)]).await
+    let contact = async |namespace: &str| {
+        let of = [("watch", "pods"), ("scope", namespace)];
+        operator.metric("khook_watch_contact_timestamp_seconds", &of).await
     };
-    let refused_at = contact("pods").await?;
+    let (answered_at, refused_at) = (contact(&shop.namespace).await?, contact(&late.2).await?);
+    ensure!(answered_at > refused_at, "a watch that is refused counts as answered");
 
     shop.control_plane.apply(&grant(&late.2)).await?;
-    operator.wait_ready(PATIENCE).await?;
-    ensure!(contact("pods").await? > refused_at, "an answered watch is not noticed");
+    eventually("the second namespace to be watched", PATIENCE, async || {
+        ensure!(operator.ready().await?.trim() == "ok", "{}", operator.ready().await?);
+        Ok(())
+    })
+    .await?;
+    ensure!(contact(&late.2).await? > refused_at, "an answered watch is not noticed");
     crash(&late.2, "web-1").await?;
     let messages = |namespace: &str| {
         let all = shop.agent.messages();

@@ -68,6 +68,14 @@ pub struct Lookout {
 }
 
 impl Scope {
+    /// As a metric names it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Everywhere => "all",
+            Self::Namespace(namespace) => namespace,
+        }
+    }
+
     /// A watch there, as readiness and the log name it: `pods`, or `pods of shop`.
     pub fn of(&self, watch: Watch) -> String {
         match self {
@@ -87,17 +95,21 @@ impl Lookout {
         &self,
         config: watcher::Config,
     ) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static {
-        let (name, watch) = (self.name(), self.watch);
+        let (name, watch, scope) = (self.name(), self.watch, self.scope.clone());
         let (health, metrics) = (self.health.clone(), self.metrics.clone());
         watcher(self.api(), config).default_backoff().inspect(move |item| match item {
             Ok(watcher::Event::InitDone) => {
                 debug!(watch = name, "listed");
-                health.set_synced(&name, true);
+                health.filled(&name);
             }
             Ok(_) => {}
             Err(error) => {
                 let reason = restart_reason(error);
                 metrics.watch_restart(watch, reason);
+                // Who may not even read the Hooks of a namespace, as when it is gone, has nothing to do there.
+                if watch == Watch::Hooks && scope != Scope::Everywhere && is_forbidden(error) {
+                    Watch::ALL.iter().for_each(|watch| health.refused(&scope.of(*watch)));
+                }
                 warn!(watch = name, reason = reason.as_str(), %error, "the watch broke off and is resumed");
             }
         })
@@ -119,7 +131,7 @@ impl Lookout {
         self.scope.of(self.watch)
     }
 
-    // Of a quiet cluster a watch brings nothing: that it is answered shows only here.
+    // From a quiet cluster a watch brings nothing: that it is answered shows only here.
     fn api<K: Object>(&self) -> Api<K> {
         let (metrics, watch, scope) = (self.metrics.clone(), self.watch, self.scope.clone());
         metrics.watch_contact(watch, &scope);
@@ -156,6 +168,14 @@ pub async fn drive<T>(stream: impl Stream<Item = T>, beat: impl Fn(), mut each: 
 
 /// Time between two beats.
 pub const BEAT: Duration = Duration::from_secs(2);
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 403
+    )
+}
 
 fn restart_reason(error: &watcher::Error) -> Restart {
     match error {
@@ -258,7 +278,7 @@ mod tests {
             .collect::<Vec<String>>();
         let names = tokio::time::timeout(Duration::from_secs(60), names).await.unwrap();
         assert_eq!(names, ["one", "two", "three"]);
-        assert!(health.unsynced().is_empty());
+        assert!(health.unsynced().0.is_empty());
         let text = metrics.encode();
         let restarts = |reason: &str| {
             let sample = format!("khook_watch_restarts_total{{reason=\"{reason}\",watch=\"events\"}} ");
@@ -280,6 +300,6 @@ mod tests {
         });
         pin_mut!(first);
         tokio::time::timeout(Duration::from_secs(60), first.next()).await.unwrap().unwrap();
-        assert!(health.unsynced().is_empty());
+        assert!(health.unsynced().0.is_empty());
     }
 }
