@@ -142,6 +142,7 @@ fn others(leaf: &Value) -> Vec<Value> {
             json!([7]),
             json!([{"namespace": "other", "names": ["other"]}]),
             json!([{"name": "other"}]),
+            json!(["10.0.0.0/8"]),
         ],
         Value::Object(_) => {
             vec![json!({"staleAfter": "7s"}), json!({"other": "other"}), json!({"other": ["other/other"]})]
@@ -516,6 +517,28 @@ async fn a_wrong_value_is_refused_and_said_where() -> Result<()> {
         (json!({"watchNamespaces": ["Shop"]}), "watchNamespaces"),
         (json!({"allowedAgents": {"shop": ["k8s-agent"]}}), "allowedAgents"),
         (json!({"allowedAgents": {"shop": "kagent/k8s-agent"}}), "allowedAgents"),
+        (json!({"allowedAgents": {"shop": ["Kagent/k8s-agent"]}}), "allowedAgents"),
+        (json!({"allowedAgents": {"shop": ["kagent/k8s agent"]}}), "allowedAgents"),
+        (json!({"allowedAgents": {"shop": ["kagent/a/b"]}}), "allowedAgents"),
+        (json!({"allowedAgents": {"shop": ["kagent/"]}}), "allowedAgents"),
+        (json!({"allowedAgents": {"shop": ["*a"]}}), "allowedAgents"),
+        (json!({"allowedAgents": {"Shop": ["*"]}}), "'Shop' does not match"),
+        // As if it were not there would be: every agent.
+        (json!({"allowedAgents": {"*": null}}), "allowedAgents"),
+        (json!({"extraEnv": [{"name": "METRICS_PORT", "value": "9090"}]}), "set metrics.port instead"),
+        (json!({"extraEnv": [{"name": "HEALTH_PORT", "value": "9091"}]}), "set healthCheck.port instead"),
+        (
+            json!({"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}),
+            "extraEnv has A twice",
+        ),
+        (json!({"nameOverride": "Khook"}), "nameOverride"),
+        (json!({"nameOverride": "a".repeat(59)}), "nameOverride"),
+        (json!({"fullnameOverride": "khook-"}), "fullnameOverride"),
+        (json!({"fullnameOverride": "1khook"}), "fullnameOverride"),
+        (json!({"fullnameOverride": "a".repeat(56)}), "fullnameOverride"),
+        (json!({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}), "cidrs"),
+        (json!({"tests": {"runAsUser": 0}}), "runAsUser"),
+        (json!({"tests": {"image": {"digest": "latest"}}}), "digest"),
         (json!({"directAgents": {"hosts": ["https://agent.example.com"]}}), "directAgents"),
         (json!({"directAgents": {"secrets": [{"namespace": "shop"}]}}), "names"),
         (json!({"traces": {"samplerArg": 2}}), "samplerArg"),
@@ -535,6 +558,308 @@ async fn a_wrong_value_is_refused_and_said_where() -> Result<()> {
             helm.template("khook", &chart("khook"), "khook", &json!({}), &["--kube-version=1.29.3"]).await;
         let words = format!("{:#}", old.expect_err("Kubernetes 1.29"));
         assert!(words.contains("1.30"), "{words}");
+    }
+    Ok(())
+}
+
+/// The leaves of values, where a map that takes any key is one too, and the maps above them.
+fn values_to_unset(values: &Value, schema: &Value, path: &str, found: &mut Vec<(String, Value)>) {
+    for (key, value) in values.as_object().into_iter().flatten() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        found.push((path.clone(), value.clone()));
+        let schema = &schema["properties"][key];
+        if schema["additionalProperties"] == false {
+            values_to_unset(value, schema, &path, found);
+        }
+    }
+}
+
+/// Whether a value without a content is taken for an empty one or refused: a word on what happens instead.
+async fn unset(helm: &Helm, path: &str, value: &Value) -> Result<Option<String>> {
+    let base = needs(path);
+    let make = async |value: Value| {
+        let values = merged(base.clone(), &at(path, &value));
+        let said = helm.everything("khook", &chart("khook"), "khook", &values).await?;
+        // Its first lines have the time.
+        anyhow::Ok(said.split_once("\nHOOKS:").map(|(_, rest)| rest.to_owned()))
+    };
+    let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
+    let place = match parent {
+        "" => "''".to_owned(),
+        parent => format!("'/{}'", parent.replace('.', "/")),
+    };
+    let empty = match value {
+        Value::Array(_) => json!([]),
+        // Helm lays maps over each other.
+        Value::Object(map) => map.keys().map(|key| (key.clone(), Value::Null)).collect::<Map<_, _>>().into(),
+        _ => Value::Null,
+    };
+    Ok(match make(Value::Null).await {
+        Err(error) => {
+            let words = format!("{error:#}");
+            let said = words.contains(&format!("at {place}: missing property '{key}'"));
+            (!said).then(|| format!("{path}: {words}"))
+        }
+        Ok(_) if empty.is_null() => Some(format!("{path}: null is taken")),
+        Ok(said) => (said != make(empty).await?).then(|| format!("{path}: null is not what empty is")),
+    })
+}
+
+#[tokio::test]
+async fn a_value_that_is_null_is_as_an_empty_one_or_is_refused_and_said_where() -> Result<()> {
+    let helm = Helm::new(Tool::Helm4).await?;
+    let mut found = Vec::new();
+    values_to_unset(&values_of("khook")?, &schema_of("khook")?, "", &mut found);
+    ensure!(found.len() >= 120, "{} values", found.len());
+    let wrong: Vec<String> = stream::iter(&found)
+        .map(|(path, value)| unset(&helm, path, value))
+        .buffer_unordered(2)
+        .try_filter_map(async |wrong| Ok(wrong))
+        .try_collect()
+        .await?;
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn agents_have_the_names_that_hooks_give_them() -> Result<()> {
+    let helm = Helm::new(Tool::Helm4).await?;
+    let agents = json!({
+        "shop": ["kagent/K8s_Agent", "./Reader.v2", "./*", "*"], "team-*": ["safe-*/*_reader"], "*": [],
+    });
+    let (objects, _) = rendered(&helm, "khook", &json!({"allowedAgents": agents})).await?;
+    let said: Value = serde_json::from_str(&environment(&objects)?.0["ALLOWED_AGENTS"])?;
+    assert_eq!(said, agents);
+    let (objects, _) = rendered(&helm, "khook", &json!({"allowedAgents": {"*": []}})).await?;
+    assert_eq!(environment(&objects)?.0["ALLOWED_AGENTS"], r#"{"*":[]}"#, "nobody may is not everybody may");
+    Ok(())
+}
+
+/// Whether these labels are among those.
+fn fits(selector: &Value, labels: &Value) -> bool {
+    let selector = selector.as_object().filter(|selector| !selector.is_empty());
+    selector.is_some_and(|selector| selector.iter().all(|(key, value)| labels[key] == *value))
+}
+
+#[tokio::test]
+async fn two_releases_in_one_namespace_are_two() -> Result<()> {
+    let helm = Helm::new(Tool::Helm4).await?;
+    let make = async |release: &str, values: Value| -> Result<(String, Vec<Value>)> {
+        let objects = objects::parse(&helm.template(release, &chart("khook"), "a", &values, &[]).await?)?;
+        let lease = environment(&objects)?.0["LEASE_NAME"].clone();
+        let role = of(&objects, "Role")[0]["rules"][1].clone();
+        assert_eq!((&role["resources"], &role["resourceNames"]), (&json!(["leases"]), &json!([lease])));
+        Ok((lease, objects))
+    };
+    let (default, one) = make("khook", json!({})).await?;
+    let (other, two) = make("khook-shop", json!({})).await?;
+    assert_eq!((default.as_str(), other.as_str()), ("khook", "khook-shop"));
+    let named = json!({"controller": {"leaderElection": {"resourceName": "mine"}}});
+    assert_eq!(make("khook", named).await?.0, "mine");
+    // What one of them selects is not the other's, and no object is both's.
+    let template = |objects: &[Value]| of(objects, "Deployment")[0]["spec"]["template"].clone();
+    let selector = &of(&one, "Service")[0]["spec"]["selector"];
+    assert!(fits(selector, &template(&one)["metadata"]["labels"]));
+    assert!(!fits(selector, &template(&two)["metadata"]["labels"]), "{selector}");
+    let id = |object: &Value| format!("{} {}", object["kind"], object["metadata"]["name"]);
+    let both: Vec<String> = one.iter().filter(|a| two.iter().any(|b| id(a) == id(b))).map(id).collect();
+    assert_eq!(both, Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_selector_finds_its_pods_and_every_port_is_there() -> Result<()> {
+    let helm = Helm::new(Tool::Helm4).await?;
+    let all = json!({
+        "replicaCount": 2, "metrics": {"serviceMonitor": {"enabled": true}, "podMonitor": {"enabled": true}},
+        "networkPolicy": {"enabled": true, "ingressFrom": [{"namespaceSelector": {}}]},
+    });
+    let moved = json!({"metrics": {"port": 9090}, "healthCheck": {"port": 9091}});
+    let labels = json!({"podLabels": {
+        "app.kubernetes.io/name": "other", "app.kubernetes.io/instance": "other", "example.com/a": "b",
+    }});
+    let names = json!({"nameOverride": "other", "fullnameOverride": "another"});
+    let mut cases = matrix()?;
+    for (name, values) in matrix()? {
+        cases.insert(format!("{name}, labels"), merged(values.clone(), &labels));
+        cases.insert(format!("{name}, names"), merged(values, &names));
+    }
+    cases.insert("all".to_owned(), all.clone());
+    cases
+        .insert("all, ports, labels, names".to_owned(), merged(merged(merged(all, &moved), &labels), &names));
+    let mut seen = BTreeMap::<String, usize>::new();
+    for (name, values) in &cases {
+        let (objects, notes) = rendered(&helm, "khook", values).await?;
+        selectors_and_ports(&objects, &mut seen).with_context(|| format!("with {name}"))?;
+        let hook: Value = serde_yaml::from_str(hook_of(&notes)?)?;
+        let place = &hook["metadata"]["namespace"];
+        let watched = values["watchNamespaces"].as_array();
+        ensure!(
+            watched.map_or(*place == "default", |watched| watched.contains(place)),
+            "with {name} the notes have a Hook for {place}"
+        );
+    }
+    let kinds = ["Service", "PodDisruptionBudget", "NetworkPolicy", "spread", "ServiceMonitor", "PodMonitor"];
+    for kind in kinds.into_iter().chain(["probe", "test"]) {
+        ensure!(seen.get(kind) >= Some(&3), "too few to look at: {kind} of {seen:?}");
+    }
+    Ok(())
+}
+
+/// Looks at what points to khook's pods in a rendering, and counts it.
+fn selectors_and_ports(objects: &[Value], seen: &mut BTreeMap<String, usize>) -> Result<()> {
+    let [deployment] = of(objects, "Deployment")[..] else { bail!("not one Deployment") };
+    let home = &deployment["metadata"]["namespace"];
+    let pod = &deployment["spec"]["template"];
+    let labels = &pod["metadata"]["labels"];
+    let ours = &deployment["spec"]["selector"]["matchLabels"];
+    ensure!(fits(ours, labels), "the Deployment selects {ours} and not {labels}");
+    let container = &pod["spec"]["containers"][0];
+    let ports: Vec<&Value> = container["ports"].as_array().context("no ports")?.iter().collect();
+    let has = |port: &Value| ports.iter().any(|it| it["name"] == *port || it["containerPort"] == *port);
+    let (env, _) = environment(objects)?;
+    for (name, variable) in [("metrics", "METRICS_PORT"), ("health", "HEALTH_PORT")] {
+        let port = ports.iter().find(|port| port["name"] == name).context("a port without its name")?;
+        ensure!(port["containerPort"] == env[variable].parse::<u16>()?, "{variable} is not {port}");
+    }
+    for probe in ["livenessProbe", "readinessProbe"].map(|probe| &container[probe]) {
+        if !probe.is_null() {
+            *seen.entry("probe".to_owned()).or_default() += 1;
+            ensure!(has(&probe["httpGet"]["port"]), "no port for {probe}");
+        }
+    }
+    for spread in pod["spec"]["topologySpreadConstraints"].as_array().into_iter().flatten() {
+        *seen.entry("spread".to_owned()).or_default() += 1;
+        ensure!(fits(&spread["labelSelector"]["matchLabels"], labels), "{spread}");
+    }
+    let tests: Vec<&Value> = of(objects, "Pod");
+    let service = of(objects, "Service").first().copied();
+    for object in objects {
+        let kind = object["kind"].as_str().context("an object without a kind")?;
+        let spec = &object["spec"];
+        let (selector, target) = match kind {
+            "Service" => (&spec["selector"], labels),
+            "PodDisruptionBudget" | "PodMonitor" => (&spec["selector"]["matchLabels"], labels),
+            "NetworkPolicy" => (&spec["podSelector"]["matchLabels"], labels),
+            "ServiceMonitor" => {
+                let service = service.context("a ServiceMonitor without a Service")?;
+                (&spec["selector"]["matchLabels"], &service["metadata"]["labels"])
+            }
+            _ => continue,
+        };
+        *seen.entry(kind.to_owned()).or_default() += 1;
+        ensure!(fits(selector, target), "the {kind} selects {selector} and not {target}");
+        if kind.ends_with("Monitor") {
+            ensure!(spec["namespaceSelector"]["matchNames"] == json!([home]), "the {kind} looks elsewhere");
+        } else {
+            ensure!(object["metadata"]["namespace"] == *home, "the {kind} is elsewhere");
+            ensure!(
+                tests.iter().all(|pod| !fits(selector, &pod["metadata"]["labels"])),
+                "{kind}: the test's"
+            );
+        }
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        match kind {
+            "Service" => {
+                for port in list(&spec["ports"]) {
+                    ensure!(has(&port["targetPort"]), "no port for the Service's {port}");
+                }
+            }
+            "ServiceMonitor" | "PodMonitor" => {
+                let endpoints = if kind == "PodMonitor" { "podMetricsEndpoints" } else { "endpoints" };
+                let [endpoint] = &list(&spec[endpoints])[..] else { bail!("not one endpoint: {spec}") };
+                ensure!(endpoint["path"] == "/metrics" && endpoint["port"] == "metrics", "{endpoint}");
+                if let (Some(service), "ServiceMonitor") = (service, kind) {
+                    let port = list(&service["spec"]["ports"]);
+                    let port = port.iter().find(|port| port["name"] == endpoint["port"]);
+                    ensure!(port.is_some_and(|port| port["targetPort"] == "metrics"), "{endpoint}");
+                }
+            }
+            "NetworkPolicy" => {
+                let open: Vec<Value> =
+                    list(&spec["ingress"]).iter().flat_map(|rule| list(&rule["ports"])).collect();
+                ensure!(open.iter().all(|port| has(&port["port"])), "no port for {open:?}");
+                for port in &ports {
+                    ensure!(open.iter().any(|open| open["port"] == port["name"]), "{port} is closed");
+                }
+                for peer in list(&spec["ingress"]).iter().flat_map(|rule| list(&rule["from"])) {
+                    let selector = &peer["podSelector"]["matchLabels"];
+                    if !selector.is_null() {
+                        ensure!(tests.iter().any(|pod| fits(selector, &pod["metadata"]["labels"])), "{peer}");
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    for test in tests {
+        *seen.entry("test".to_owned()).or_default() += 1;
+        let service = service.context("a test without a Service")?;
+        let host = format!("http://{}.{}.svc:", service["metadata"]["name"], home).replace('"', "");
+        let script = test["spec"]["containers"][0]["args"][0].as_str().context("no script")?;
+        let asked: Vec<&str> = script.split(&host).skip(1).collect();
+        ensure!(asked.len() == 2, "the test asks others: {script}");
+        for (asked, path) in asked.iter().zip(["/readyz", "/metrics"]) {
+            let port = asked.split_once(path).context("no path")?.0;
+            let mut there = service["spec"]["ports"].as_array().into_iter().flatten();
+            let port: u16 = port.parse().with_context(|| format!("the port {port}"))?;
+            ensure!(there.any(|there| there["port"] == port), "{script}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_longest_names_are_taken_by_the_apiserver() -> Result<()> {
+    let cluster = cluster().await?;
+    let helm = Helm::new(Tool::Helm4).await?;
+    let all = json!({"rbac": {"aggregate": true}, "replicaCount": 2, "networkPolicy": {"enabled": true}});
+    let (longest, dashes) = ("a".repeat(53), format!("{}--{}", "b".repeat(7), "c".repeat(49)));
+    for (release, names) in [
+        (longest.as_str(), json!({})),
+        (longest.as_str(), json!({"nameOverride": "b".repeat(58)})),
+        // Where it is cut there are two of them.
+        (&longest[..45], json!({"nameOverride": dashes})),
+        ("khook", json!({"fullnameOverride": "b".repeat(55), "nameOverride": "c".repeat(58)})),
+        ("1.khook", json!({"fullnameOverride": "khook"})),
+    ] {
+        let text =
+            helm.template(release, &chart("khook"), "khook", &merged(all.clone(), &names), &[]).await?;
+        let objects = objects::parse(&text)?;
+        ensure!(!of(&objects, "Pod").is_empty(), "no test");
+        dry_run(cluster, &objects).await.with_context(|| format!("release {release} with {names}"))?;
+    }
+    for release in ["1khook", "a.b"] {
+        let refused = helm.template(release, &chart("khook"), "khook", &json!({}), &[]).await;
+        let words = format!("{:#}", refused.err().with_context(|| format!("{release} is taken"))?);
+        assert!(words.contains("set fullnameOverride"), "{words}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn openshift_chooses_users_and_has_its_own_dns() -> Result<()> {
+    let helm = Helm::new(Tool::Helm4).await?;
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let values = json!({
+        "tests": {"runAsUser": "", "image": {"digest": digest}},
+        "networkPolicy": {"enabled": true, "dnsPorts": [5353]},
+    });
+    let make = async |values: &Value| rendered(&helm, "khook", values).await.map(|(objects, _)| objects);
+    let (there, default) = (make(&values).await?, make(&json!({"networkPolicy": {"enabled": true}})).await?);
+    let user = |objects: &[Value]| of(objects, "Pod")[0]["spec"]["securityContext"]["runAsUser"].clone();
+    assert_eq!((user(&there), user(&default)), (Value::Null, json!(65532)));
+    let image = of(&there, "Pod")[0]["spec"]["containers"][0]["image"].as_str().unwrap().to_owned();
+    assert_eq!(image, format!("docker.io/library/busybox@{digest}"));
+    let ports = |objects: &[Value]| of(objects, "NetworkPolicy")[0]["spec"]["egress"][0]["ports"].clone();
+    let both = |port: u16| json!([{"protocol": "UDP", "port": port}, {"protocol": "TCP", "port": port}]);
+    assert_eq!((ports(&there), ports(&default)), (both(5353), both(53)));
+    // A rule without ports would be about all of them.
+    let without = make(&json!({"networkPolicy": {"enabled": true, "dnsPorts": []}})).await?;
+    for rule in of(&without, "NetworkPolicy")[0]["spec"]["egress"].as_array().unwrap() {
+        let ports = rule["ports"].as_array().filter(|ports| !ports.is_empty());
+        assert!(ports.is_some_and(|ports| ports.iter().all(|port| port["port"].is_u64())), "{rule}");
+        assert_ne!(rule["ports"], both(53));
     }
     Ok(())
 }
@@ -813,6 +1138,15 @@ async fn the_hook_of_the_notes_applies_and_they_name_what_is_there() -> Result<(
             "{notes}"
         );
     }
+    // They say which image it is, and whether it runs.
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let image = json!({"image": {"tag": "v7", "digest": digest}});
+    let (_, notes) = rendered(&helm, "khook", &image).await?;
+    assert!(notes.starts_with(&format!("khook {digest} runs as Deployment khook")), "{notes}");
+    let (_, notes) = rendered(&helm, "khook", &json!({"image": {"tag": "v7"}})).await?;
+    assert!(notes.starts_with("khook v7 runs as") && !notes.contains("none runs"), "{notes}");
+    let (_, notes) = rendered(&helm, "khook", &json!({"replicaCount": 0})).await?;
+    assert!(!notes.contains(" runs as ") && notes.contains("none runs"), "{notes}");
     // With the definition there, nobody is told to install it.
     let there = "--dry-run=server";
     let with = helm.with(&cluster.kubeconfig());

@@ -1,6 +1,6 @@
 {{/* The name in labels. */}}
 {{- define "khook.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
 {{/* The name of the objects: the release's, where it has the chart's in it. A Service's name
@@ -14,7 +14,12 @@ has 63 letters at most, and "-metrics" is put behind this one. */}}
 {{- else }}
 {{- $name = printf "%s-%s" .Release.Name $name }}
 {{- end }}
-{{- $name | trunc 55 | trimSuffix "-" }}
+{{- $name | trunc 55 | regexFind "^.*[^-]" }}
+{{- end }}
+
+{{/* The Lease of this release. Two releases must not wait for each other. */}}
+{{- define "khook.leaseName" -}}
+{{- default (include "khook.fullname" .) .Values.controller.leaderElection.resourceName }}
 {{- end }}
 
 {{/* The namespace khook runs in. */}}
@@ -114,7 +119,7 @@ rules:
 {{- include "khook.variable" (list "LOG_LEVEL" .Values.controller.logLevel) }}
 {{- include "khook.variable" (list "LOG_FORMAT" .Values.controller.logFormat) }}
 {{- include "khook.variable" (list "LEADER_ELECTION" .Values.controller.leaderElection.enabled) }}
-{{- include "khook.variable" (list "LEASE_NAME" .Values.controller.leaderElection.resourceName) }}
+{{- include "khook.variable" (list "LEASE_NAME" (include "khook.leaseName" .)) }}
 {{- include "khook.variable" (list "REPEAT_INTERVAL" (printf "%sm" (include "khook.text" .Values.controller.deduplication.timeoutMinutes))) }}
 {{- include "khook.variable" (list "SHOW_ANSWERS" .Values.showAnswers) }}
 {{- include "khook.variable" (list "METRICS_PORT" .Values.metrics.port) }}
@@ -183,6 +188,19 @@ is one, else to anywhere. Without a port: 80 and 443 at a name outside of the cl
 
 {{/* What a schema cannot say of values. */}}
 {{- define "khook.check" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "khook.fullname" .)) }}
+{{- fail (printf "release %s gives the name %s, which no Service can have (it begins with a letter and has no dot): set fullnameOverride" .Release.Name (include "khook.fullname" .)) }}
+{{- end }}
+{{- $seen := dict }}
+{{- range .Values.extraEnv }}
+{{- if has .name (list "METRICS_PORT" "HEALTH_PORT") }}
+{{- fail (printf "extraEnv has %s, but probes, Service and NetworkPolicy would not know of it: set %s instead" .name (ternary "metrics.port" "healthCheck.port" (eq .name "METRICS_PORT"))) }}
+{{- end }}
+{{- if hasKey $seen .name }}
+{{- fail (printf "extraEnv has %s twice: keep one of them" .name) }}
+{{- end }}
+{{- $_ := set $seen .name true }}
+{{- end }}
 {{- if and .Values.kagent.existingSecret.name .Values.kagent.projectedToken.enabled }}
 {{- fail "kagent.existingSecret.name and kagent.projectedToken.enabled are both set, but khook has one token for kagent: keep one of them" }}
 {{- end }}
