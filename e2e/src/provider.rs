@@ -38,6 +38,9 @@ pub const LABEL: &str = "khook.test/e2e";
 /// Only an error waits this long.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// The Lease of the replicas of khook that the suite runs.
+pub const LEASE: &str = "khook";
+
 /// The port that kagent's controller listens on, and the stand-in where it runs in the cluster.
 const AGENT_PORT: u16 = 8083;
 
@@ -210,6 +213,8 @@ impl Cluster {
         for name in &names {
             let mut values = self.values(settings)?;
             values["replicaCount"] = json!(each);
+            // One leads, whatever release it is of.
+            values["controller"] = json!({"leaderElection": {"resourceName": LEASE}});
             let khook = helm.template(name, &chart("khook"), &namespace, &values, &["--skip-tests"]).await?;
             self.apply(&namespace, objects::parse(&khook)?).await?;
         }

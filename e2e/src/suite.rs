@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 use crate::objects;
 use crate::process::say;
-use crate::provider::{Call, Cluster, Images, Kind};
+use crate::provider::{Call, Cluster, Images, Kind, LEASE};
 use crate::scenario::{Reference, Scenario, Step};
 use crate::wait::eventually;
 
@@ -319,7 +319,7 @@ async fn delete_leader(cluster: &Cluster) -> Result<()> {
     let namespace = cluster.khook_namespace();
     let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), &namespace);
     let holder = async || -> Result<String> {
-        let spec = leases.get("khook").await?.spec.context("a Lease without a spec")?;
+        let spec = leases.get(LEASE).await?.spec.context("a Lease without a spec")?;
         spec.holder_identity.filter(|holder| !holder.is_empty()).context("nobody holds it")
     };
     let leader = holder().await.context("looking who leads")?;
