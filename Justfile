@@ -24,6 +24,10 @@ crds:
 e2e *args:
     cargo e2e --provider kind {{args}}
 
+# khook installed with Helm on a node of its own, upgraded in the middle of incidents, and removed (root on Linux)
+release *args:
+    cargo run --package e2e --bin e2e -- release {{args}}
+
 # everything around khook breaks, one thing at a time and several at once; goes on where it was stopped
 faults *args:
     cargo run --package e2e --features sabotage --bin e2e -- faults {{args}}
