@@ -565,10 +565,7 @@ impl Metrics {
     pub fn encode(&self) -> String {
         // Two scrapes at a time must not both add up, nor both add the difference in CPU time.
         let hooks = self.hooks.lock();
-        match hooks.as_ref() {
-            Some(hooks) => self.add_up(hooks),
-            None => self.add_up(&HashMap::new()),
-        }
+        self.add_up(hooks.as_ref().unwrap_or(&HashMap::new()));
         self.look_at_process();
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())

@@ -35,11 +35,11 @@ use crate::{
         pool::{Pool, Slot},
     },
     client::Clients,
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, Reason, StandingState},
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, StandingState},
     incident::{
         breaker::Allow,
         key,
-        lifecycle::NoticeKind,
+        lifecycle::{self, NoticeKind},
         outcome::{AgentName, DirectAgent, EndState, Ended, Lookup, Reply},
         plan::{self, Activity, Claims, Inputs, News, Outcome, Plan, Urgency},
         policy::Policy,
@@ -905,9 +905,9 @@ impl Context {
     fn count_suppressed(&self, plan: &Plan) {
         for suppressed in &plan.suppressed {
             let reason = match suppressed {
-                crate::incident::lifecycle::Suppressed::Duplicate => Suppressed::Duplicate,
-                crate::incident::lifecycle::Suppressed::Stale => Suppressed::Stale,
-                crate::incident::lifecycle::Suppressed::Window => Suppressed::Window,
+                lifecycle::Suppressed::Duplicate => Suppressed::Duplicate,
+                lifecycle::Suppressed::Stale => Suppressed::Stale,
+                lifecycle::Suppressed::Window => Suppressed::Window,
             };
             self.metrics.suppressed(reason, 1);
         }
@@ -1434,10 +1434,10 @@ fn counts(status: &HookStatus) -> HookCounts {
     for entry in &status.active_events {
         *counts.entry((entry.event_type, entry.status)).or_default() += 1;
     }
-    let due = status.active_events.iter().filter(|entry| {
-        let held = matches!(entry.reason, Some(Reason::Holding | Reason::Suspended));
-        matches!(entry.status, Phase::Pending | Phase::Firing) && !held
-    });
+    let due = status
+        .active_events
+        .iter()
+        .filter(|entry| matches!(entry.status, Phase::Pending | Phase::Firing) && !lifecycle::is_held(entry));
     HookCounts {
         active: counts.into_iter().map(|((event_type, phase), count)| (event_type, phase, count)).collect(),
         overflow: i64::from(status.overflow.unwrap_or_default()),
