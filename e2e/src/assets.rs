@@ -198,34 +198,8 @@ impl Tool {
     }
 }
 
-/// The kinds ServiceMonitor, PodMonitor and PrometheusRule: CustomResourceDefinitions, as YAML, of the Prometheus
-/// operator that is pinned.
-pub fn prometheus_operator_crds() -> Result<String> {
-    let module = "github.com/prometheus-operator/prometheus-operator";
-    let version = pinned(include_str!("../tools/prometheus-operator/go.mod"), module)?;
-    let folder = cache()?.join(format!("prometheus-operator-{version}"));
-    let place = folder.join("crds.yaml");
-    if let Ok(yaml) = fs::read_to_string(&place) {
-        return Ok(yaml);
-    }
-    let _lock = lock(&folder, "crds")?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/prometheus-operator");
-    let download = go(&source, &["mod", "download", "-json", module], "the Prometheus operator's kinds")?;
-    let told: serde_json::Value = serde_json::from_str(&download).context("what go mod download said")?;
-    let module = told["Dir"].as_str().context("go mod download named no folder")?;
-    let read = |kind: &str| {
-        let file = format!("{module}/example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml");
-        fs::read_to_string(&file).with_context(|| format!("reading {file}"))
-    };
-    let yaml = ["servicemonitors", "podmonitors", "prometheusrules"].map(read);
-    let yaml = yaml.into_iter().collect::<Result<Vec<_>>>()?.join("\n---\n");
-    let partial = folder.join("crds.partial");
-    fs::write(&partial, &yaml).and_then(|()| fs::rename(&partial, &place)).context("keeping the kinds")?;
-    Ok(yaml)
-}
-
 /// What a command of Go's says, run in a module's folder; or a sentence on what is missing.
-fn go(folder: &Path, args: &[&str], wanted: &str) -> Result<String> {
+pub(crate) fn go(folder: &Path, args: &[&str], wanted: &str) -> Result<String> {
     let missing = || {
         format!(
             "no {wanted} was found, and making it needs Go 1.26 or newer, which is not on PATH. Install it from \
@@ -241,8 +215,9 @@ fn go(folder: &Path, args: &[&str], wanted: &str) -> Result<String> {
         .output()
         .with_context(missing)?;
     if !answer.status.success() {
-        let words = String::from_utf8_lossy(&answer.stderr);
-        bail!("Go cannot be used in {}: {}", folder.display(), words.trim());
+        // With -json it tells its error on stdout.
+        let words = [&answer.stderr, &answer.stdout].map(|words| String::from_utf8_lossy(words));
+        bail!("go {} failed in {}: {}", args.join(" "), folder.display(), words.concat().trim());
     }
     Ok(String::from_utf8_lossy(&answer.stdout).trim().to_owned())
 }

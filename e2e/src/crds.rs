@@ -1,17 +1,17 @@
 //! The CRDs here are those of other projects, as they release them: an example for Argo CD is right when Argo
-//! CD's own schema takes it.
+//! CD's own schema takes it, a ServiceMonitor when the Prometheus operator's does.
 //!
 //! They come in the zips of the projects' Go modules, pinned by version and sum, and are kept where `assets`
 //! caches. Nothing of them is compiled. The versions are the newest that Go 1.26 hands out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::assets::{cache, lock};
+use crate::assets::{cache, go, lock};
+use crate::markdown::files;
 use crate::process::say;
 
 /// A project whose CRDs are used.
@@ -25,7 +25,19 @@ struct Module {
     files: &'static [&'static str],
 }
 
-const MODULES: [Module; 4] = [
+const PROMETHEUS_OPERATOR: Module = Module {
+    path: "github.com/prometheus-operator/prometheus-operator",
+    version: "v0.85.0",
+    sum: "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+    folder: "example/prometheus-operator-crd",
+    files: &[
+        "monitoring.coreos.com_podmonitors",
+        "monitoring.coreos.com_prometheusrules",
+        "monitoring.coreos.com_servicemonitors",
+    ],
+};
+
+const GITOPS: [Module; 4] = [
     Module {
         path: "github.com/argoproj/argo-cd/v3",
         version: "v3.5.7",
@@ -58,25 +70,25 @@ const MODULES: [Module; 4] = [
 
 /// The CRDs of Argo CD and Flux, as YAML. Blocks, for a minute when they are not in the cache yet.
 pub fn gitops() -> Result<Vec<String>> {
-    let mut crds = Vec::new();
-    for module in &MODULES {
-        let folder = module.folder()?;
-        let mut files: Vec<PathBuf> = fs::read_dir(&folder)
-            .with_context(|| format!("reading {}", folder.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
-            .collect();
-        files.sort();
-        ensure!(files.len() >= module.files.len(), "{} has {} CRDs", folder.display(), files.len());
-        for file in files {
-            crds.push(fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?);
-        }
-    }
-    Ok(crds)
+    let crds: Vec<Vec<String>> = GITOPS.iter().map(Module::crds).collect::<Result<_>>()?;
+    Ok(crds.concat())
+}
+
+/// Those of ServiceMonitor, PodMonitor and PrometheusRule, the same way.
+pub fn prometheus_operator() -> Result<Vec<String>> {
+    PROMETHEUS_OPERATOR.crds()
 }
 
 impl Module {
+    fn crds(&self) -> Result<Vec<String>> {
+        let folder = self.folder()?;
+        let files = files(&folder, "yaml")?;
+        ensure!(files.len() >= self.files.len(), "{} has {} CRDs", folder.display(), files.len());
+        let read =
+            |file: PathBuf| fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()));
+        files.into_iter().map(read).collect()
+    }
+
     /// The folder in the cache that has its CRDs.
     fn folder(&self) -> Result<PathBuf> {
         let name = format!("crds-{}-{}", self.path.replace('/', "-"), self.version);
@@ -108,17 +120,10 @@ impl Module {
     /// Where Go has unpacked the module.
     fn download(&self) -> Result<PathBuf> {
         let module = format!("{}@{}", self.path, self.version);
-        let answer = Command::new("go")
-            .args(["mod", "download", "-json", &module])
-            .env("GOWORK", "off")
-            .env("GOFLAGS", "")
-            .current_dir(std::env::temp_dir())
-            .output()
-            .context("running go, which fetches the CRDs; install Go 1.26 from https://go.dev/dl")?;
-        let told: Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
-        let words =
-            told["Error"].as_str().map_or_else(|| String::from_utf8_lossy(&answer.stderr), Into::into);
-        let folder = told["Dir"].as_str().with_context(|| format!("go mod download {module}: {words}"))?;
+        // Outside of every module: what this one requires does not matter.
+        let told = go(&std::env::temp_dir(), &["mod", "download", "-json", &module], &module)?;
+        let told: Value = serde_json::from_str(&told).context("what go mod download said")?;
+        let folder = told["Dir"].as_str().context("go mod download named no folder")?;
         let sum = told["Sum"].as_str().unwrap_or_default();
         ensure!(sum == self.sum, "{module} has the sum {sum}, not the pinned {}", self.sum);
         Ok(Path::new(folder).to_owned())

@@ -9,8 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::assets::{Tool, prometheus_operator_crds};
+use e2e::assets::Tool;
 use e2e::control_plane::{ControlPlane, Options};
+use e2e::crds;
 use e2e::helm::{Helm, chart};
 use e2e::objects;
 use e2e::process::Scratch;
@@ -240,8 +241,9 @@ async fn cluster() -> Result<&'static ControlPlane> {
     let cluster = ControlPlane::shared().await?;
     READY
         .get_or_try_init(|| async {
-            let kinds = tokio::task::spawn_blocking(prometheus_operator_crds).await??;
-            cluster.apply(&kinds).await?;
+            for crd in tokio::task::spawn_blocking(crds::prometheus_operator).await?? {
+                cluster.apply(&crd).await?;
+            }
             cluster.apply(&crd_yaml()?).await.map(drop)
         })
         .await?;
