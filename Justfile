@@ -44,6 +44,10 @@ fuzz target *args:
 bench *args:
     cargo build --release --bin khook && KHOOK_BIN=target/release/khook cargo run --package e2e --bin e2e -- bench {{args}}
 
+# the pictures of docs/dashboard.md, anew, from the page in a real browser
+pictures:
+    UPDATE_DOCS=1 cargo test --package e2e --test dashboard -- --ignored pictures
+
 # a control plane to try things on, until Ctrl-C
 control-plane:
     cargo run --quiet --package e2e --bin e2e -- control-plane

@@ -77,7 +77,10 @@ pub struct Settings {
     /// Port of /healthz and /readyz; may be the same as the metrics port, 0 takes any free port
     #[arg(long, default_value = "8081", value_parser = number::<u16>(0, 65_535))]
     pub health_port: u16,
-    /// Address both ports listen on
+    /// Port of the page that shows incidents, and of its API; 0: there is none. It has no login of its own
+    #[arg(long, default_value = "0", value_parser = number::<u16>(0, 65_535))]
+    pub dashboard_port: u16,
+    /// Address these ports listen on
     #[arg(long, default_value = "0.0.0.0", value_parser = address)]
     pub bind_address: IpAddr,
 
@@ -154,7 +157,7 @@ pub struct Settings {
     #[arg(long, default_value = "100", value_parser = number::<usize>(1, 500))]
     pub max_entries: usize,
     /// Bytes of incidents kept in one Hook's status
-    #[arg(long, default_value = "131072", value_parser = number::<usize>(4_096, 1_048_576))]
+    #[arg(long, default_value = "147456", value_parser = number::<usize>(4_096, 1_048_576))]
     pub max_bytes: usize,
     /// Resolved incidents kept for people to read
     #[arg(long, default_value = "20", value_parser = number::<usize>(0, 500))]
@@ -516,11 +519,11 @@ fn protocol(text: &str) -> Result<AnyOrOne, String> {
     }
 }
 
-fn hosts(text: &str) -> Result<Hosts, String> {
+pub(crate) fn hosts(text: &str) -> Result<Hosts, String> {
     text.parse()
 }
 
-fn allowed_agents(text: &str) -> Result<Allowed, String> {
+pub(crate) fn allowed_agents(text: &str) -> Result<Allowed, String> {
     text.parse()
 }
 

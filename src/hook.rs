@@ -7,7 +7,7 @@
 
 use std::{fmt, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::JsonSchema;
@@ -146,6 +146,21 @@ pub struct HookSpec {
     /// While true, trouble is still recorded and resolved in the status, but no agent is called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
+
+    /// Active or Observe. With Observe trouble is recorded, and messages are rendered as they would be sent,
+    /// but no agent is called. Default Active.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+}
+
+/// What comes of the trouble that a Hook listens to.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Agents are called.
+    Active,
+    /// Nobody is called. Also what an unknown word means: it costs nothing.
+    #[serde(other)]
+    Observe,
 }
 
 // CEL, over at most 50 × 50 pairs; every string in it has a maxLength, so it stays within the cost budget.
@@ -426,6 +441,9 @@ pub struct HookStatus {
     /// What is going on, in a sentence.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What this Hook has cost: a day each, by UTC, the newest last, at most 7.
+    #[serde(default, deserialize_with = "lenient_list", skip_serializing_if = "Vec::is_empty")]
+    pub calls_per_day: Vec<DayOfCalls>,
 
     /// Ready, Stalled, AgentReachable, IncidentsActive; after the kstatus conventions.
     #[serde(default, deserialize_with = "lenient_list", skip_serializing_if = "Vec::is_empty")]
@@ -436,6 +454,16 @@ pub struct HookStatus {
     /// When this status was last written.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<DateTime<Utc>>,
+}
+
+/// The calls of one day.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DayOfCalls {
+    /// The day, by UTC: 2026-01-31.
+    pub day: NaiveDate,
+    /// Calls begun; with Observe, those that would have been.
+    pub calls: i64,
 }
 
 /// One incident: one stretch of one kind of trouble on one pod, asked of one agent.
@@ -506,6 +534,9 @@ pub struct ActiveEvent {
     /// When the next attempt, or the next look at the session, is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// When the agent's task ended.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<DateTime<Utc>>,
     /// When the incident was resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolved_at: Option<DateTime<Utc>>,
@@ -557,6 +588,67 @@ pub struct ActiveEvent {
     /// Whether the agent has heard that the incident is resolved, where the Hook wants it to.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub farewell: Option<Farewell>,
+
+    /// What a person last had khook do about this episode.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<Instruction>,
+    /// The agent would have been asked, but the Hook observes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observed: bool,
+    /// Nothing has happened: a person tries the Hook out, in the test of this name.
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
+    pub test: Option<String>,
+}
+
+/// What a person has khook do about an incident, by an annotation of its Hook.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Instruction {
+    /// What to do.
+    pub verb: Verb,
+    /// Who says so, as far as that is known. Not proven: who may annotate the Hook may write any name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
+    /// When it was said.
+    pub at: DateTime<Utc>,
+    /// snooze: until when nobody is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// What a person can have khook do about an incident.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// Ask the agent now, or once more.
+    Retry,
+    /// Somebody works on it: ask nobody any more about this episode.
+    Ack,
+    /// Ask nobody until a time.
+    Snooze,
+    /// It is over.
+    Resolve,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Verb; 4] = [Self::Retry, Self::Ack, Self::Snooze, Self::Resolve];
+
+    /// The word as it stands in annotations and in the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Ack => "ack",
+            Self::Snooze => "snooze",
+            Self::Resolve => "resolve",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What is remembered of a notification.
@@ -657,12 +749,18 @@ pub enum Reason {
     AgentCallFailed,
     /// pending: the Hook is suspended.
     Suspended,
+    /// pending or notified: somebody works on it, nobody else is asked.
+    Acknowledged,
+    /// pending or notified: nobody is asked before the time that somebody has set.
+    Snoozed,
     /// firing: the call is being made.
     Calling,
     /// firing: nobody knows whether the message arrived; the session is being looked up.
     CheckingSession,
     /// notified: the agent has the message.
     AgentCalled,
+    /// notified: the agent would have been asked; the Hook only observes.
+    Observed,
     /// notified: the trouble came back after it was resolved.
     Reopened,
     /// resolved: the trouble was over before the agent was called.
@@ -677,6 +775,8 @@ pub enum Reason {
     PodGone,
     /// resolved: the Hook does not ask this agent about this trouble any more.
     ConfigurationRemoved,
+    /// resolved: somebody said so.
+    ResolvedByHand,
     /// A word of a newer or older version.
     #[serde(other)]
     Other,
@@ -693,9 +793,12 @@ impl Reason {
             Self::AgentNotReady => "AgentNotReady",
             Self::AgentCallFailed => "AgentCallFailed",
             Self::Suspended => "Suspended",
+            Self::Acknowledged => "Acknowledged",
+            Self::Snoozed => "Snoozed",
             Self::Calling => "Calling",
             Self::CheckingSession => "CheckingSession",
             Self::AgentCalled => "AgentCalled",
+            Self::Observed => "Observed",
             Self::Reopened => "Reopened",
             Self::RecoveredBeforeCall => "RecoveredBeforeCall",
             Self::NotDelivered => "NotDelivered",
@@ -703,6 +806,7 @@ impl Reason {
             Self::Quiet => "Quiet",
             Self::PodGone => "PodGone",
             Self::ConfigurationRemoved => "ConfigurationRemoved",
+            Self::ResolvedByHand => "ResolvedByHand",
             Self::Other => "Other",
         }
     }

@@ -35,4 +35,12 @@ pub mod sabotage;
 
 pub mod config;
 
+pub mod view;
+
+pub mod check;
+pub mod dashboard;
+pub mod explain;
+
+pub mod backtest;
+
 pub mod cli;

@@ -102,6 +102,8 @@ fn event_of(notice: &Notice) -> Option<(&'static str, EventType)> {
         }
         NoticeKind::AgentAnswered => Some(("AgentAnswered", EventType::Normal)),
         NoticeKind::EventNotDelivered => Some(("EventNotDelivered", EventType::Warning)),
+        NoticeKind::AgentCallObserved => Some(("AgentCallObserved", EventType::Normal)),
+        NoticeKind::IncidentInstructed => Some(("IncidentInstructed", EventType::Normal)),
         NoticeKind::ResolutionTold => Some(("ResolutionTold", EventType::Normal)),
         NoticeKind::ResolutionNotTold => Some(("ResolutionNotTold", EventType::Warning)),
         // Who never heard of the trouble need not hear of its end.

@@ -7,7 +7,7 @@ use std::{
 
 use futures::{StreamExt, channel::mpsc, future, stream};
 use kube::runtime::{
-    WatchStreamExt,
+    Predicate as _, WatchStreamExt,
     controller::{self, Controller},
     predicates, reflector, watcher,
 };
@@ -22,8 +22,9 @@ use crate::{
         direct::{Direct, DirectConfig},
         pool::{Limits, Pool},
     },
-    client::Clients,
+    client::{self, Clients},
     config::{Credential, Settings},
+    dashboard::{Dashboard, feed::Feed},
     hook::Hook,
     incident::policy::Policy,
     metrics::{Metrics, Watch},
@@ -72,6 +73,12 @@ const RECONCILES: &str = "reconciles";
 pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Operation { settings, clients, process, metrics, traces, health, leads, stop } = operation;
     let (hooks, writer) = reflector::store::<Hook>();
+    let feed = Arc::new(Feed::new(settings.scopes().iter().map(|scope| scope.of(Watch::Hooks))));
+    if settings.dashboard_port != 0 {
+        let (ip, port) = (settings.bind_address, settings.dashboard_port);
+        // It ends with `stop`; what is being read then is not waited for.
+        Dashboard::start(ip, port, hooks.clone(), &feed, stop.clone()).await?;
+    }
     let (poke, pokes) = mpsc::unbounded();
     let mut policy = settings.policy();
     if !policy.direct_agents.is_empty() {
@@ -132,9 +139,13 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         settings.scopes().into_iter().map(move |scope| Lookout { scope, ..lookout.clone() })
     };
     let (memory, synced) = (context.clone(), health.clone());
-    let hook_watches = lookouts(Watch::Hooks).enumerate().map(|(number, lookout)| {
+    let hook_watches = lookouts(Watch::Hooks).enumerate().map(|(number, mut lookout)| {
         let config = watcher::Config::default().timeout(seconds);
-        lookout.watch::<Hook>(config).map(move |item| (number, item)).boxed()
+        let (name, answered) = (lookout.name(), feed.clone());
+        lookout.client = client::noting(lookout.client, move || answered.answered(&name));
+        let (name, note) = (lookout.name(), feed.clone());
+        let watch = lookout.watch::<Hook>(config).inspect(move |item| note.note(&name, item));
+        watch.map(move |item| (number, item)).boxed()
     });
     let hook_watches: Vec<_> = hook_watches.collect();
     let mut union = Union::new(hook_watches.len());
@@ -146,6 +157,7 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
             })
         })
         .reflect(writer)
+        .inspect(move |_| feed.changed())
         .inspect(move |item| match item {
             Ok(watcher::Event::Delete(hook)) => memory.forget(hook),
             Ok(watcher::Event::InitDone) => {
@@ -157,7 +169,7 @@ pub async fn operate(operation: Operation) -> Result<(), Box<dyn std::error::Err
         })
         .applied_objects()
         // Our own status writes come back through the watch: not a reason to look again.
-        .predicate_filter(predicates::generation, Default::default())
+        .predicate_filter(predicates::generation.combine(predicates::annotations), Default::default())
         // The watch tells of its errors and waits by itself. The Controller would hold up every Hook for as long:
         // what came of a call could not be written while only the watch is in trouble.
         .filter(|item| future::ready(item.is_ok()));

@@ -27,7 +27,7 @@ use kube::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{
@@ -35,7 +35,7 @@ use crate::{
         pool::{Pool, Slot},
     },
     client::Clients,
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Phase, StandingState},
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Mode, Phase, StandingState},
     incident::{
         breaker::Allow,
         key,
@@ -43,7 +43,7 @@ use crate::{
         outcome::{AgentName, DirectAgent, EndState, Ended, Lookup, Reply},
         plan::{self, Activity, Claims, Inputs, News, Outcome, Plan, Urgency},
         policy::Policy,
-        prompt::{self, EventContext, Repeat},
+        prompt,
         rules::{Problem, Rule, Rules},
         signal::{Nature, Signal},
     },
@@ -52,6 +52,7 @@ use crate::{
     otlp::Traces,
     sabotage::{self, Safeguard, without},
     source::{
+        annotations::{self, Annotations},
         diagnosis, events,
         index::{Index, Indexes, Report, Worth, has_happened},
         pods,
@@ -514,6 +515,8 @@ impl Context {
         let rules = mind.rules(&hook, &self.policy);
         let (rules, look_again) =
             if leading { self.with_needs(&hook, rules, &room).await } else { (rules, None) };
+        let said = annotations::read(&hook, now());
+        let rules = with_problems(rules, &said.problems);
         // A claim whose acknowledgement was lost comes first: it takes up slots that would be claimed again.
         if read_back {
             self.begin(&hook, &rules, &room, mind, HashMap::new(), leading);
@@ -527,7 +530,7 @@ impl Context {
             self.compare(&hook, &rules, &room, mind);
         }
 
-        let Planned { plan, taken, slots, too_soon } = self.plan(&hook, &rules, &room, mind, leading);
+        let Planned { plan, taken, slots, too_soon } = self.plan(&hook, &rules, &said, &room, mind, leading);
         if plan.urgency == Urgency::None && !without(Safeguard::Rest) {
             room.settle(mind, &plan, &taken);
             self.count_suppressed(&plan);
@@ -641,7 +644,7 @@ impl Context {
             return;
         }
         let open: Vec<ActiveEvent> = (hook.status.iter().flat_map(|status| &status.active_events))
-            .filter(|entry| entry.status != Phase::Resolved)
+            .filter(|entry| entry.status != Phase::Resolved || lifecycle::is_dismissed(entry))
             .cloned()
             .collect();
         let signals = index.compare(&namespace, &open, |kind| rules.listens_to(kind), now());
@@ -657,6 +660,7 @@ impl Context {
         self: &Arc<Self>,
         hook: &Hook,
         rules: &Rules,
+        said: &Annotations,
         room: &Room,
         mind: &mut Mind,
         leading: bool,
@@ -664,7 +668,14 @@ impl Context {
         let empty = HookStatus::default();
         let status = hook.status.as_ref().unwrap_or(&empty);
         let unmoved = self.foreign_claims(status, mind);
-        let (signals, outcomes, taken) = room.inputs(leading);
+        let (mut signals, outcomes, taken) = room.inputs(leading);
+        // These are never taken: they stay on the Hook, and what the status has of them is done.
+        let is_new = |signal: &&Signal| {
+            let known = |rule: &Rule| status.active_events.iter().any(|entry| rule.key(signal).is_of(entry));
+            !signal.is_stale(&self.policy) && !rules.listening_to(signal.event_type).all(known)
+        };
+        signals.extend(said.tests.iter().filter(|_| leading).filter(is_new).cloned());
+        let instructions = if leading { said.instructions.as_slice() } else { &[] };
         let agents: BTreeSet<&AgentName> = rules.configurations.iter().map(|rule| &rule.agent).collect();
         let not_ready: BTreeSet<AgentName> =
             room.needs.lock().missing.iter().map(|(agent, _)| agent.clone()).collect();
@@ -695,6 +706,7 @@ impl Context {
                 status,
                 signals: &signals,
                 outcomes: &outcomes,
+                instructions,
                 capacity: &capacity,
                 claims: Claims {
                     process: &self.process.name,
@@ -774,12 +786,7 @@ impl Context {
         let missing: Vec<Problem> =
             room.needs.lock().missing.iter().map(|(_, problem)| problem.clone()).collect();
         let again = left.unwrap_or(if missing.is_empty() { NEEDS_AGE } else { MISSING_AGE });
-        if missing.is_empty() {
-            return (rules, Some(again));
-        }
-        let mut rules = rules.as_ref().clone();
-        rules.problems.extend(missing);
-        (Arc::new(rules), Some(again))
+        (with_problems(rules, &missing), Some(again))
     }
 
     fn foreign_claims(&self, status: &HookStatus, mind: &mut Mind) -> BTreeMap<Claim, Duration> {
@@ -883,8 +890,11 @@ impl Context {
         for notice in &plan.notices {
             let (type_, phase) = (notice.entry.event_type, notice.entry.status);
             let reason = notice.entry.reason.map_or("", |reason| reason.as_str());
-            // An answer, or a doubt, moves nothing.
-            if !matches!(notice.kind, NoticeKind::AgentAnswered | NoticeKind::AgentCallUnknown) {
+            // An answer, a doubt, or what a person says, moves nothing by itself.
+            if !matches!(
+                notice.kind,
+                NoticeKind::AgentAnswered | NoticeKind::AgentCallUnknown | NoticeKind::IncidentInstructed
+            ) {
                 self.metrics.transition(type_.as_str(), phase.as_str(), reason);
             }
             if let Some(usage) = notice.usage {
@@ -893,7 +903,30 @@ impl Context {
                     .tokens(&agent.map_or_else(|| notice.entry.agent.clone(), |agent| agent.label()), usage);
             }
             self.notices.tell(&room.hook, &room.name, notice);
+            if notice.kind == NoticeKind::AgentCallObserved {
+                self.show(before, &notice.entry, mind);
+            }
         }
+    }
+
+    /// Says what an agent would have been sent.
+    fn show(&self, hook: &Hook, entry: &ActiveEvent, mind: &mut Mind) {
+        let rules = mind.rules(hook, &self.policy);
+        let Some(rule) = rules.of(entry) else { return };
+        let known = hook.status.iter().flat_map(|status| &status.active_events);
+        let earlier = known
+            .filter(|known| known.session_id == entry.session_id)
+            .find_map(|known| known.last_notified_at);
+        let message =
+            prompt::message_of(hook, rule, &ActiveEvent { last_notified_at: earlier, ..entry.clone() });
+        info!(
+            hook = name(&ObjectRef::from_obj(hook)),
+            agent = entry.agent,
+            resource = entry.resource_name,
+            id = entry.id,
+            text = message.text,
+            "observed: this would have been sent"
+        );
     }
 
     /// Tells the spans that end with the step from one status to the next.
@@ -941,7 +974,7 @@ impl Context {
                         Some(rule) => {
                             let slot = slots.remove(&claim.sequence);
                             let slot = slot.or_else(|| self.pool.insist(&rule.agent, now()));
-                            let mut call = agent_call(hook, entry, rule);
+                            let mut call = AgentCall::about(hook, rule, entry);
                             call.traceparent = self.traces.traceparent(entry);
                             self.call(room, hook, entry, claim, call, slot);
                         }
@@ -979,8 +1012,8 @@ impl Context {
         // It may have come back meanwhile, or have been put off by another process.
         let entries = || newest.status.iter().flat_map(|status| &status.active_events);
         let asked = asked && (!farewell || entries().any(|known| known.claim == entry.claim));
-        newest.metadata.deletion_timestamp.is_none() && newest.spec.suspend != Some(true) && asked
-            || without(Safeguard::Recall)
+        let calls = newest.spec.suspend != Some(true) && newest.spec.mode != Some(Mode::Observe);
+        newest.metadata.deletion_timestamp.is_none() && calls && asked || without(Safeguard::Recall)
     }
 
     fn call(
@@ -1364,42 +1397,14 @@ fn called(entry: &ActiveEvent, claim: Claim, reply: Reply) -> News {
     }
 }
 
-fn agent_call(hook: &Hook, entry: &ActiveEvent, rule: &Rule) -> AgentCall {
-    let context = EventContext {
-        hook_name: hook.name_any(),
-        hook_namespace: hook.namespace().unwrap_or_default(),
-        event_type: entry.event_type.to_string(),
-        resource_name: entry.resource_name.clone(),
-        namespace: entry.namespace.clone(),
-        event_name: entry.event_name.clone(),
-        event_time: entry.last_seen,
-        message: entry.event_message.clone(),
-        reason: entry.event_reason.clone(),
-        container: entry.containers.join(", "),
-        count: entry.count,
-        first_seen: entry.first_seen,
-        uid: entry.uid.clone(),
-    };
-    let session_id = entry.session_id.clone().unwrap_or_default();
-    let (message_id, message) = match entry.resolved_at.zip(entry.reason) {
-        Some((at, reason)) => {
-            (key::farewell_id(&session_id, entry.window), prompt::farewell(&context, reason, at))
-        }
-        None => {
-            let message = prompt::message(&rule.prompt, &context, Repeat::of(entry).as_ref());
-            (key::message_id(&session_id, entry.window), message)
-        }
-    };
-    AgentCall {
-        agent: rule.agent.clone(),
-        direct: rule.direct.clone(),
-        message_id,
-        session_id,
-        session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),
-        text: message.text,
-        metadata: message.metadata,
-        traceparent: None,
+/// The same rules with what else is to be told of the Hook.
+fn with_problems(rules: Arc<Rules>, problems: &[Problem]) -> Arc<Rules> {
+    if problems.is_empty() {
+        return rules;
     }
+    let mut rules = rules.as_ref().clone();
+    rules.problems.extend_from_slice(problems);
+    Arc::new(rules)
 }
 
 /// Whether a status is what was written, or what another writer has left of it.

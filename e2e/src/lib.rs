@@ -25,6 +25,7 @@
 
 pub mod agent;
 pub mod assets;
+pub mod browser;
 pub mod control_plane;
 pub mod crds;
 pub mod events;
@@ -36,7 +37,9 @@ pub mod markdown;
 pub mod node;
 pub mod objects;
 pub mod operator;
+pub mod pods;
 pub mod process;
+pub mod prompt;
 pub mod provider;
 pub mod release;
 pub mod scenario;

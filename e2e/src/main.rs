@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -154,6 +154,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Under khook's own names it is khook: its commands are tried without a second build.
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| khook::cli::NAMES.iter().any(|own| Path::new(&name).ends_with(own)))
+    {
+        return khook::cli::main();
+    }
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
@@ -248,7 +255,7 @@ fn run(command: Command) -> Result<ExitCode> {
             std::future::pending().await
         }),
         Command::Init { folder } => node::init(&folder).map(|()| ExitCode::SUCCESS),
-        Command::Operator { args } => Ok(khook::cli::obey(args)),
+        Command::Operator { args } => Ok(khook::cli::obey(args, false)),
         Command::Supervise { remove: Some(folder), .. } => {
             process::remove_at_end(&folder).map(|()| ExitCode::SUCCESS)
         }

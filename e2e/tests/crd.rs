@@ -10,7 +10,11 @@ use e2e::{
     world::{World, crd_yaml},
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use khook::hook::{Hook, Phase};
+use khook::{
+    check::{Checker, Fault},
+    hook::{Hook, Phase},
+    incident::policy::Policy,
+};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams, Request},
@@ -33,10 +37,59 @@ async fn warnings(world: &World, collection: &str, object: &Value) -> Result<Vec
 async fn apply(world: &World, name: &str, configurations: &[Value]) -> Result<(), String> {
     let hook = hook(name, configurations);
     let yaml = serde_json::to_string(&hook).map_err(|error| error.to_string())?;
-    match world.control_plane.apply_in(&world.namespace, &yaml).await {
+    let verdict = match world.control_plane.apply_in(&world.namespace, &yaml).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.root_cause().to_string()),
+    };
+    // Whatever the apiserver is asked here, `khook validate` says the same.
+    let told = refusals(&yaml);
+    if verdict.is_ok() != told.is_empty() {
+        return Err(format!("the apiserver says {verdict:?}, validate says {told:?}"));
     }
+    verdict
+}
+
+/// What `khook validate` says the apiserver would refuse: what only khook minds is not among it.
+fn refusals(yaml: &str) -> Vec<Fault> {
+    let own = ["Prompt", "Agent", "DuplicateConfiguration", "DurationInvalid", "StatusIgnored"];
+    let policy = Policy { direct_agents: "*".parse().unwrap(), ..Policy::default() };
+    let mut faults = Checker::new(policy, None).check("x", yaml.as_bytes()).faults;
+    faults.retain(|fault| !own.iter().any(|own| fault.reason.starts_with(own)));
+    faults
+}
+
+/// Whether one of these is a field, or has it inside.
+fn names(paths: &[&str], field: &str) -> bool {
+    paths
+        .iter()
+        .any(|path| field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+/// Creates as `kubectl apply` does at first, without leaving anything; the fields that the server names where
+/// it refuses.
+async fn create(world: &World, yaml: &str) -> Result<Option<(Vec<String>, String)>> {
+    let path = format!(
+        "/apis/kagent.dev/v1alpha2/namespaces/{}/hooks?dryRun=All&fieldValidation=Strict",
+        world.namespace
+    );
+    let request = http::Request::post(path).header("content-type", "application/yaml");
+    let answer = world.client.send(request.body(Body::from(yaml.as_bytes().to_vec()))?).await?;
+    if answer.status().is_success() {
+        return Ok(None);
+    }
+    let body = answer.into_body().collect_bytes().await?;
+    let status: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let message = status["message"].as_str().unwrap_or_default().to_owned();
+    let causes = status["details"]["causes"].as_array().cloned().unwrap_or_default();
+    let mut fields: Vec<String> =
+        causes.iter().filter_map(|cause| Some(cause["field"].as_str()?.to_owned())).collect();
+    // That rules were not looked at is no field's fault.
+    fields.retain(|field| field != "<nil>");
+    // What is unknown or stands twice is told in words alone.
+    for (start, _) in message.match_indices("field \"") {
+        fields.extend(message[start + 7..].split('"').next().map(str::to_owned));
+    }
+    Ok(Some((fields, message)))
 }
 
 fn hook(name: &str, configurations: &[Value]) -> Value {
@@ -309,6 +362,113 @@ async fn what_can_work_applies() -> Result<()> {
         let applied = apply(&world, "shop", &configurations).await;
         applied.map_err(anyhow::Error::msg).with_context(|| json!(configurations).to_string())?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn validate_and_the_apiserver_say_the_same_of_every_way_to_write_a_hook() -> Result<()> {
+    const GOOD: &str = "\
+apiVersion: kagent.dev/v1alpha2
+kind: Hook
+metadata:
+  name: shop
+  labels: {team: shop}
+spec:
+  suspend: false
+  eventConfigurations:
+  - eventType: pod-restart
+    agentId: k8s-agent
+    prompt: Look.
+    for: 5m
+  - eventType: oom-kill
+    agent: {url: 'https://a.example.com/', auth: {secretRef: {name: a}}}
+    prompt: |
+      Look
+      again.
+";
+    let world = World::new("verdicts").await?;
+    ensure!(create(&world, GOOD).await?.is_none(), "{:?}", create(&world, GOOD).await?);
+    let (mut taken, mut refused, mut wrong) = (0, 0, Vec::new());
+    let each = |from: &str, to: &str| {
+        assert!(GOOD.contains(from), "{from}");
+        GOOD.replacen(from, to, 1)
+    };
+    let changes = [
+        // Unknown fields, at every depth.
+        ("spec:", "specs: {}\nspec:"),
+        ("  suspend", "  suspended: true\n  suspend"),
+        ("    for:", "    fro: 5m\n    for:"),
+        ("{name: a}", "{name: a, keys: b}"),
+        ("  labels", "  label: {}\n  labels"),
+        ("spec:", "status: {message: mine}\nspec:"),
+        ("spec:", "status: {massage: mine}\nspec:"),
+        ("spec:", "status: {active: many}\nspec:"),
+        // Twice.
+        ("  suspend", "  suspend: true\n  suspend"),
+        ("    for:", "    for: 6m\n    for:"),
+        // Types.
+        ("suspend: false", "suspend: 'false'"),
+        ("suspend: false", "suspend: yes"),
+        ("suspend: false", "suspend: On"),
+        ("suspend: false", "suspend: 1"),
+        ("suspend: false", "suspend: y"),
+        ("for: 5m", "for: 5"),
+        ("for: 5m", "for: 1_0"),
+        ("for: 5m", "for: 0x10"),
+        ("for: 5m", "for: 1e3"),
+        ("for: 5m", "for: [5m]"),
+        ("k8s-agent", "yes"),
+        ("k8s-agent", "n"),
+        ("k8s-agent", "Null"),
+        ("k8s-agent", "2026-01-02"),
+        ("k8s-agent", "007"),
+        ("k8s-agent", "08"),
+        ("k8s-agent", "0o7"),
+        ("k8s-agent", "0b1"),
+        ("k8s-agent", ".5"),
+        ("k8s-agent", "'007'"),
+        ("k8s-agent", "!!str 7"),
+        ("k8s-agent", "1.2.3"),
+        ("k8s-agent", "12:30"),
+        ("k8s-agent", ".inf"),
+        ("prompt: Look.", "prompt: {a: b}"),
+        ("prompt: Look.", "prompt: on"),
+        ("spec:", "spec: []\nrest:"),
+        ("{team: shop}", "{team: 5}"),
+        ("{team: shop}", "{team: ~}"),
+        ("{team: shop}", "shop"),
+        // Nothing.
+        ("for: 5m", "for:"),
+        ("prompt: Look.", "prompt:"),
+        ("suspend: false", "suspend: ~"),
+        ("agentId: k8s-agent", "agentId:"),
+        ("  - eventType: oom-kill", "  -\n  - eventType: oom-kill"),
+        ("spec:", "spec:\nrest:"),
+        ("  name: shop\n", ""),
+        // Names.
+        ("name: shop", "name: Shop"),
+        ("name: shop", "name: a..b"),
+        ("name: shop", "name: a.b-c"),
+        ("name: shop", "name: 5"),
+        ("name: shop", "generateName: shop-"),
+        // Aliases and merges.
+        ("agentId: k8s-agent", "agentId: &a k8s-agent"),
+        ("prompt: Look.", "prompt: &p Look.\n    <<: {repeatInterval: 5m}"),
+    ];
+    for (from, to) in changes {
+        let yaml = each(from, to);
+        let told = refusals(&yaml);
+        let paths: Vec<&str> = told.iter().map(|fault| fault.path.as_str()).collect();
+        match create(&world, &yaml).await? {
+            None if told.is_empty() => taken += 1,
+            Some((fields, _)) if !told.is_empty() && fields.iter().all(|field| names(&paths, field)) => {
+                refused += 1;
+            }
+            verdict => wrong.push(format!("{to:?}: the apiserver says {verdict:?}, validate {told:?}")),
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    ensure!(taken > 10 && refused > 20, "{taken} taken, {refused} refused");
     Ok(())
 }
 

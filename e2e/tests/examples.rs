@@ -154,6 +154,7 @@ fn check(hook: &Value) -> Result<()> {
                 count,
                 first_seen: Utc::now(),
                 uid: "1".into(),
+                test: false,
             };
             let rendered = render(&rule.prompt, &context);
             ensure!(rendered.problems.is_empty(), "{:?}", rendered.problems);

@@ -117,6 +117,7 @@ fn snapshots(world: &World) -> insta::Settings {
     settings.add_filter(&format!("{prefix}-[0-9a-f]{{8}}"), format!("{prefix}-xxxxxxxx"));
     settings.add_filter(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "[uuid]");
     settings.add_filter(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[time]");
+    settings.add_filter(r"(- day: )\d{4}-\d\d-\d\d", "$1[day]");
     settings.add_filter(r"at \d\d:\d\d:\d\dZ", "at [time]");
     // Ages, so that columns stay where they are.
     settings.add_filter(r"\b\ds ", "age");

@@ -9,54 +9,17 @@ use anyhow::Result;
 use chrono::Utc;
 use e2e::{
     events::Event,
+    pods::{become_, pod, pods, restarted, running},
     stage::Stage,
     wait::throughout,
     world::{PATIENCE, World},
 };
-use k8s_openapi::api::core::v1::Pod;
 use khook::hook::Phase;
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
-};
-use serde_json::{Value, json};
+use kube::api::DeleteParams;
+use serde_json::json;
 
 /// Long enough for a call that must not come to come.
 const A_WHILE: Duration = Duration::from_secs(3);
-
-fn pods(world: &World) -> Api<Pod> {
-    Api::namespaced(world.client.clone(), &world.namespace)
-}
-
-/// Creates a pod and has it in this state; answers its UID.
-async fn pod(world: &World, name: &str, state: Value) -> Result<String> {
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {"nodeName": "nowhere", "terminationGracePeriodSeconds": 0,
-                 "containers": [{"name": "app", "image": "none"}]},
-    }))?;
-    pods(world).create(&PostParams::default(), &pod).await?;
-    become_(world, name, state).await
-}
-
-async fn become_(world: &World, name: &str, state: Value) -> Result<String> {
-    let mut status = json!({"name": "app", "image": "none", "imageID": "", "ready": true, "started": true, "restartCount": 0});
-    for (field, value) in state.as_object().unwrap() {
-        status[field] = value.clone();
-    }
-    let status = json!({"status": {"phase": "Running", "containerStatuses": [status]}});
-    let pod = pods(world).patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
-    Ok(pod.uid().unwrap())
-}
-
-fn running() -> Value {
-    json!({"state": {"running": {"startedAt": Utc::now()}}})
-}
-
-fn restarted(reason: &str) -> Value {
-    let ended = json!({"reason": reason, "exitCode": 137, "finishedAt": Utc::now(), "startedAt": Utc::now()});
-    json!({"restartCount": 1, "lastState": {"terminated": ended}, "state": {"running": {"startedAt": Utc::now()}}})
-}
 
 #[tokio::test]
 async fn a_first_restart_counts_without_any_event_and_an_oom_kill_as_what_it_is() -> Result<()> {

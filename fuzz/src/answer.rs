@@ -179,8 +179,14 @@ fn folds(reply: &Reply, lookup: &Lookup) {
         "firstSeen": at(0), "lastSeen": at(0), "count": 1, "window": 1, "attempts": 1, "claim": claim,
         "sessionId": "26674bc6-2b2a-5294-97cb-865b57e3c96e", "dueAt": at(0),
     }));
-    let scene =
-        Scene { now: at(1), policy: &policy, rule: rules.of(&entry), hook_uid: "uid", suspended: false };
+    let scene = Scene {
+        now: at(1),
+        policy: &policy,
+        rule: rules.of(&entry),
+        hook_uid: "uid",
+        suspended: false,
+        observes: false,
+    };
     let step = |entry: &ActiveEvent, input: Input| {
         let (mut entry, mut effects) = (entry.clone(), Effects::default());
         lifecycle::step(&mut entry, &input, &scene, &mut effects);

@@ -90,6 +90,7 @@ fn planned(status: &HookStatus, signal: &Signal, policy: &Policy) -> (HookStatus
         status,
         signals: std::slice::from_ref(signal),
         outcomes: &[],
+        instructions: &[],
         capacity: &Capacity::default(),
         claims: Claims { process: "fuzz", next: 1, begun: &nothing, busy: &nothing, unmoved: &unmoved },
         policy,

@@ -8,12 +8,14 @@ mod event;
 mod pods;
 mod prompt;
 mod status;
+mod validate;
 
 pub use answer::answer;
 pub use event::event;
 pub use pods::pods;
 pub use prompt::prompt;
 pub use status::status;
+pub use validate::validate;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -21,8 +23,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 5] =
-    [("answer", answer), ("event", event), ("pods", pods), ("prompt", prompt), ("status", status)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("answer", answer),
+    ("event", event),
+    ("pods", pods),
+    ("prompt", prompt),
+    ("status", status),
+    ("validate", validate),
+];
 
 /// 2026-01-02T03:00:00Z and so many seconds: the time in every target, for a finding must come again.
 fn at(seconds: i64) -> DateTime<Utc> {

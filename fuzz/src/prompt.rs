@@ -29,6 +29,7 @@ pub fn prompt(data: &[u8]) {
         hook_name: next(),
         count: next().trim().parse().unwrap_or(1),
         uid: next(),
+        test: false,
         hook_namespace: "shop".into(),
         event_type: "pod-restart".into(),
         namespace: "shop".into(),
@@ -52,7 +53,8 @@ pub fn prompt(data: &[u8]) {
         containers: context.container.clone(),
         reason: context.reason.clone(),
     };
-    let repeat = |changes| Repeat { window: 2, since: at(-600), task: Some(EndState::Completed), changes };
+    let task = Some(EndState::Completed);
+    let repeat = |changes| Repeat { window: 2, since: at(-600), task, changes, by_hand: false };
     for repeat in [None, Some(repeat(None)), Some(repeat(Some(changes)))] {
         let written = message(prompt, &context, repeat.as_ref());
         assert_eq!(written, message(prompt, &context, repeat.as_ref()), "the same every time");

@@ -168,6 +168,7 @@ impl<'a> Life<'a> {
             status,
             signals,
             outcomes,
+            instructions: &[],
             capacity,
             claims: Claims {
                 process: PROCESS,
@@ -398,6 +399,7 @@ impl<'a> Life<'a> {
             message: "Back-off restarting failed container app".repeat(round),
             observed_at: self.now,
             nature,
+            test: None,
         })
     }
 }

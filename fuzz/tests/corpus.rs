@@ -41,6 +41,11 @@ fn status() {
 }
 
 #[test]
+fn validate() {
+    holds("validate", 1500);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_binary() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (name, _) in TARGETS {

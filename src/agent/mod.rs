@@ -11,9 +11,14 @@ use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-use crate::incident::{
-    outcome::{AgentName, DirectAgent, Ended, Lookup, Protocol, Reply},
-    rules::Problem,
+use crate::{
+    hook::{ActiveEvent, Hook},
+    incident::{
+        key,
+        outcome::{AgentName, DirectAgent, Ended, Lookup, Protocol, Reply},
+        prompt,
+        rules::{Problem, Rule},
+    },
 };
 
 pub mod session;
@@ -54,12 +59,31 @@ pub struct AgentCall {
 }
 
 impl AgentCall {
+    /// The call about an entry of a Hook: about the incident, or, where that is resolved, to say so.
+    pub fn about(hook: &Hook, rule: &Rule, entry: &ActiveEvent) -> Self {
+        let session_id = entry.session_id.clone().unwrap_or_default();
+        let resolved = entry.resolved_at.is_some() && entry.reason.is_some();
+        let id = if resolved { key::farewell_id } else { key::message_id };
+        let message = prompt::message_of(hook, rule, entry);
+        Self {
+            agent: rule.agent.clone(),
+            direct: rule.direct.clone(),
+            message_id: id(&session_id, entry.window),
+            session_id,
+            session_name: format!("{} on {}/{}", entry.event_type, entry.namespace, entry.resource_name),
+            text: message.text,
+            metadata: message.metadata,
+            traceparent: None,
+        }
+    }
+
     fn headers(&self) -> HeaderMap {
         let value = self.traceparent.as_ref().and_then(|text| HeaderValue::from_str(text).ok());
         value.into_iter().map(|value| (HeaderName::from_static("traceparent"), value)).collect()
     }
 
-    fn outgoing(&self) -> a2a::Outgoing<'_> {
+    /// Its message, as A2A has it.
+    pub fn outgoing(&self) -> a2a::Outgoing<'_> {
         a2a::Outgoing {
             context_id: &self.session_id,
             message_id: &self.message_id,

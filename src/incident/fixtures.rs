@@ -15,7 +15,9 @@ use super::{
     rules::{Rule, Rules},
     signal::{Cause, Nature, Occurrence, Signal},
 };
-use crate::hook::{ActiveEvent, Claim, EventType, HookStatus, Phase, Reason, StandingState};
+use crate::hook::{
+    ActiveEvent, Claim, EventType, HookStatus, Instruction, Phase, Reason, StandingState, Verb,
+};
 
 pub const HOOK_UID: &str = "6f1e7a0c-0000-4000-8000-000000000001";
 pub const NAMESPACE: &str = "shop";
@@ -82,6 +84,7 @@ fn signal(
         message: "Back-off restarting failed container app".into(),
         observed_at,
         nature,
+        test: None,
     }
 }
 
@@ -122,6 +125,7 @@ pub struct Bench {
     pub rules: Rules,
     pub policy: Policy,
     pub status: HookStatus,
+    pub instructions: Vec<(String, Instruction)>,
     pub capacity: Capacity,
     pub process: &'static str,
     pub next: i64,
@@ -140,6 +144,7 @@ impl Bench {
             // Trouble shows at once, but where a test is about that.
             policy: Policy { unseen_share: 0.0, ..Policy::default() },
             status: HookStatus::default(),
+            instructions: Vec::new(),
             capacity: Capacity { may_claim: true, slots: 64, shared: BTreeMap::new(), agents: agents.into() },
             process: "p1",
             next: 1,
@@ -172,6 +177,7 @@ impl Bench {
             status: &self.status,
             signals,
             outcomes,
+            instructions: &self.instructions,
             capacity: &self.capacity,
             claims: self.claims(),
             policy: &self.policy,
@@ -185,6 +191,12 @@ impl Bench {
         self.status = plan.status.clone();
         self.next = plan.next_sequence;
         plan
+    }
+
+    /// Has a person say this of the incident of a pod.
+    pub fn say(&mut self, pod: &str, verb: Verb, now: DateTime<Utc>, until: Option<DateTime<Utc>>) {
+        let session = self.of_pod(pod).session_id.clone().expect("a session");
+        self.instructions.push((session, Instruction { verb, by: "jane".into(), at: now, until }));
     }
 
     /// The only entry.
@@ -226,15 +238,20 @@ pub fn outcome_of(entry: &ActiveEvent, news: News) -> Outcome {
 }
 
 /// Whether an incident goes from one status to the next as the state machine has it: (firstSeen, window, attempts,
-/// phase) only forward, but for what the table names, and no repeat before its window is over.
+/// phase) only forward, but for what the table names, and no repeat before its window is over, unless a person wants
+/// it or the one before was only observed.
 pub fn moves_forward(
     before: &ActiveEvent,
     after: &ActiveEvent,
     now: DateTime<Utc>,
     policy: &Policy,
 ) -> Result<(), &'static str> {
+    let wanted = after.instruction != before.instruction
+        && after.instruction.as_ref().is_some_and(|instruction| instruction.verb == Verb::Retry);
     if after.first_seen == before.first_seen
         && after.window > before.window
+        && !wanted
+        && !before.observed
         && before.last_notified_at.is_some_and(|at| now < at + policy.repeat_interval)
     {
         return Err("a repeat inside the window");

@@ -21,6 +21,8 @@ pub struct Key {
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
+    /// The test it is made up for: what is made up never meets the real one.
+    pub test: Option<String>,
 }
 
 // Any fixed UUID would do; this one was drawn for khook.
@@ -34,6 +36,7 @@ impl Key {
             agent: entry.agent.clone(),
             namespace: entry.namespace.clone(),
             pod: entry.resource_name.clone(),
+            test: entry.test.clone(),
         }
     }
 
@@ -41,6 +44,7 @@ impl Key {
     pub fn is_of(&self, entry: &ActiveEvent) -> bool {
         self.event_type == entry.event_type
             && self.pod == entry.resource_name
+            && self.test == entry.test
             && self.agent == entry.agent
             && self.namespace == entry.namespace
     }
@@ -59,8 +63,9 @@ impl Key {
 
     // None of the parts can contain a line break, so no two keys give the same text.
     fn uuid(&self, hook_uid: &str, episode: &str) -> Uuid {
-        let Self { event_type, agent, namespace, pod } = self;
-        let text = format!("{hook_uid}\n{event_type}\n{agent}\n{namespace}\n{pod}\n{episode}");
+        let Self { event_type, agent, namespace, pod, test } = self;
+        let test = test.as_ref().map(|name| format!("\ntest/{name}")).unwrap_or_default();
+        let text = format!("{hook_uid}\n{event_type}\n{agent}\n{namespace}\n{pod}\n{episode}{test}");
         Uuid::new_v5(&IDS, text.as_bytes())
     }
 }
@@ -88,6 +93,7 @@ mod tests {
             agent: "kagent/k8s-agent".into(),
             namespace: "shop".into(),
             pod: "web-0".into(),
+            test: None,
         }
     }
 
@@ -112,6 +118,7 @@ mod tests {
             Key { agent: "kagent/other".into(), ..key() }.session_id("hook-uid", first_seen),
             Key { namespace: "other".into(), ..key() }.session_id("hook-uid", first_seen),
             Key { pod: "web-1".into(), ..key() }.session_id("hook-uid", first_seen),
+            Key { test: Some("k3v9".into()), ..key() }.session_id("hook-uid", first_seen),
         ];
         assert!(others.iter().all(|other| *other != base));
         assert_ne!(message_id(&base, 1), message_id(&base, 2));

@@ -14,6 +14,8 @@
 //! | resolved | later, within retention | pending, same session, next window |
 //! | resolved | later still, or never notified | pending, a new episode |
 //! | resolved, farewell due | granted a slot | resolved, farewell claimed |
+//! | any | a person says retry, ack, snooze or resolve | pending, as it was, as it was, resolved |
+//! | pending, due | the Hook observes | notified, nobody called |
 //!
 //! Whatever is not in the table leaves the phase as it is. `docs/state-machine.md` has every cell; a test
 //! prints it from this code.
@@ -33,7 +35,8 @@ use super::{
 };
 use crate::{
     hook::{
-        ActiveEvent, Claim, EventType, Farewell, FarewellState, Phase, Reason, Standing, StandingState, Told,
+        ActiveEvent, Claim, EventType, Farewell, FarewellState, Instruction, Phase, Reason, Standing,
+        StandingState, Told, Verb,
     },
     sabotage::{Safeguard, without},
 };
@@ -51,6 +54,8 @@ pub struct Scene<'a> {
     pub hook_uid: &'a str,
     /// Whether agents may not be called at present.
     pub suspended: bool,
+    /// Whether calls are only recorded.
+    pub observes: bool,
 }
 
 /// Something that can befall an incident.
@@ -78,6 +83,12 @@ pub enum Input<'a> {
     Removed,
     /// There is a slot, and the breaker allows it: call under this claim.
     Granted(Claim),
+    /// The agent would be called now, but the Hook observes.
+    Observed,
+    /// The Hook observes no more.
+    Activated,
+    /// A person says what to do.
+    Instructed(&'a Instruction),
     /// Time has passed.
     Time,
 }
@@ -129,6 +140,10 @@ pub enum NoticeKind {
     ResolutionTold,
     /// It has not, or nobody knows, and it is not tried again.
     ResolutionNotTold,
+    /// The agent would have been called, but the Hook observes.
+    AgentCallObserved,
+    /// A person said what to do, and it is done.
+    IncidentInstructed,
 }
 
 /// Why an occurrence had no effect.
@@ -198,6 +213,10 @@ pub fn open(signal: &Signal, key: &Key, scene: &Scene) -> Result<Option<ActiveEv
         seen,
         told: None,
         farewell: None,
+        answered_at: None,
+        instruction: None,
+        observed: false,
+        test: key.test.clone(),
     };
     quote(&mut entry, signal);
     hold_back(&mut entry, signal, scene);
@@ -246,6 +265,13 @@ pub fn step(entry: &mut ActiveEvent, input: &Input, scene: &Scene, effects: &mut
             Phase::Resolved => call_farewell(entry, claim),
             Phase::Firing | Phase::Notified => {}
         },
+        Input::Observed => match entry.status {
+            _ if scene.suspended || scene.rule.is_none() || !scene.observes => {}
+            Phase::Pending => observe(entry, scene, effects),
+            Phase::Firing | Phase::Notified | Phase::Resolved => {}
+        },
+        Input::Activated => activate(entry, scene, effects),
+        Input::Instructed(instruction) => instructed(entry, instruction, scene, effects),
         Input::Time => time(entry, scene, effects),
     }
 }
@@ -264,7 +290,7 @@ pub fn is_due(entry: &ActiveEvent, closed_at: Option<DateTime<Utc>>, scene: &Sce
     if entry.status != Phase::Pending || scene.suspended || scene.rule.is_none() {
         return false;
     }
-    if rests_until(entry, scene).is_some() {
+    if rests_until(entry, scene).is_some() || is_mute(entry, scene.now) {
         return false;
     }
     let Some(next) = entry.next_attempt_at else { return true };
@@ -293,8 +319,12 @@ pub fn farewell_is(entry: &ActiveEvent, state: FarewellState) -> bool {
 pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
     let given_up = entry.due_at.map(|due| due + scene.policy.delivery_timeout);
     let (one, other) = match entry.status {
-        Phase::Pending if scene.suspended => {
-            (None, (!still_holds(entry)).then(|| entry.last_seen + scene.policy.stale_after + TICK))
+        Phase::Pending if scene.suspended || is_mute(entry, scene.now) => {
+            let silent = entry.instruction.as_ref().and_then(|instruction| instruction.until);
+            (
+                silent.filter(|_| !scene.suspended),
+                (!still_holds(entry)).then(|| entry.last_seen + scene.policy.stale_after + TICK),
+            )
         }
         Phase::Pending => (entry.next_attempt_at, rests_until(entry, scene).or(given_up)),
         Phase::Firing if entry.reason == Some(Reason::CheckingSession) => {
@@ -310,7 +340,8 @@ pub fn wake(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
                 Some(Standing { state: StandingState::Gone, .. }) => Some(scene.now + TICK),
                 None => Some(quiet_end(entry, scene)),
             };
-            let may_repeat = entry.owed && (entry.condition.is_none() || still_holds(entry));
+            let may_repeat =
+                entry.owed && !is_acknowledged(entry) && (entry.condition.is_none() || still_holds(entry));
             (end, may_repeat.then(|| window_end(entry, scene)))
         }
         Phase::Resolved if farewell_is(entry, FarewellState::Due) => {
@@ -371,7 +402,11 @@ fn occurred(
         Phase::Pending => hold_sooner(entry, signal, scene),
         Phase::Firing => effects.suppressed.push(Suppressed::Window),
         Phase::Notified if scene.now >= window_end(entry, scene) => repeat(entry, scene, effects),
-        Phase::Notified => effects.suppressed.push(Suppressed::Window),
+        Phase::Notified => {
+            // When the silence is over, what goes on is told.
+            entry.owed |= silent_until(entry).is_some_and(|until| scene.now < until);
+            effects.suppressed.push(Suppressed::Window);
+        }
         Phase::Resolved => come_back(entry, signal, scene, effects),
     }
 }
@@ -402,6 +437,8 @@ fn holds(
         // A condition that merely still holds keeps the incident from resolving. It is not news: a call
         // costs money.
         Phase::Firing | Phase::Notified => {}
+        // A person has said that it is over, and it is as it was then.
+        Phase::Resolved if held_before && is_dismissed(entry) => {}
         Phase::Resolved => {
             entry.last_seen = entry.last_seen.max(scene.now);
             quote(entry, signal);
@@ -549,6 +586,7 @@ fn accepted(
     entry.last_error = None;
     entry.answer = None;
     entry.outcome = None;
+    entry.answered_at = None;
     entry.session_url = session_url(entry, scene.policy);
     entry.owed = false;
     remember_told(entry);
@@ -606,6 +644,7 @@ fn answer(entry: &mut ActiveEvent, ended: &Ended, scene: &Scene, effects: &mut E
     let shown = scene.policy.show_answers && !ended.answer.is_empty();
     entry.answer = shown.then(|| excerpt(&prompt::visible(&ended.answer)));
     entry.outcome = Some(ended.state);
+    entry.answered_at = Some(scene.now);
     if let Some(usage) = ended.usage {
         *entry.tokens.get_or_insert_default() += usage;
     }
@@ -685,6 +724,7 @@ fn outcome_unknown(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects
     entry.last_notified_at = Some(scene.now);
     entry.task_id = None;
     entry.answer = None;
+    entry.answered_at = None;
     entry.outcome = Some(EndState::OutcomeUnknown);
     remember_told(entry);
     let message = format!("{} may have been asked; nobody can tell, and it is not asked again", entry.agent);
@@ -727,21 +767,21 @@ fn fire(entry: &mut ActiveEvent, claim: &Claim, effects: &mut Effects) {
 
 fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
     match entry.status {
-        Phase::Pending if scene.suspended => {
+        Phase::Pending if scene.suspended || is_mute(entry, scene.now) => {
             if !still_holds(entry) && scene.now > entry.last_seen + scene.policy.stale_after {
-                let why = "the Hook was suspended while it happened, nobody was called";
+                let why = match scene.suspended {
+                    true => "the Hook was suspended while it happened, nobody was called",
+                    false => "nobody was to be called about it, and it did not happen again",
+                };
                 return resolve(entry, Reason::RecoveredBeforeCall, why, scene, effects);
             }
-            if entry.reason != Some(Reason::Suspended) {
-                if waits_for_agent(entry) {
-                    // It was due but for the breaker, or for what the agent needs.
-                    entry.next_attempt_at = None;
-                }
-                because(entry, Reason::Suspended, "the Hook is suspended: nobody is called");
+            if entry.reason != Some(silence(entry, scene).0) {
+                fall_silent(entry, scene);
             }
         }
         Phase::Pending => {
-            let resumed = entry.reason == Some(Reason::Suspended);
+            let resumed =
+                matches!(entry.reason, Some(Reason::Suspended | Reason::Acknowledged | Reason::Snoozed));
             if resumed && entry.attempts == 0 {
                 // Nobody tried to deliver it meanwhile.
                 entry.due_at = entry.due_at.map(|due| due.max(scene.now));
@@ -769,7 +809,7 @@ fn time(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
                 wait_for_slot(entry);
             } else if resumed {
                 let reason = if entry.attempts == 0 { Reason::Holding } else { Reason::BackingOff };
-                because(entry, reason, "the Hook is active again: waiting its time");
+                because(entry, reason, "agents may be called again: waiting its time");
             }
         }
         Phase::Firing => {
@@ -902,6 +942,10 @@ fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &
                 fresh.first_seen = fresh.first_seen.max(after);
                 fresh.last_seen = fresh.last_seen.max(fresh.first_seen);
                 fresh.session_id = Some(key.session_id(scene.hook_uid, fresh.first_seen));
+                if silent_until(entry).is_some_and(|until| scene.now < until) {
+                    // The silence is about the trouble, not about one stretch of it.
+                    fresh.instruction = entry.instruction.take();
+                }
                 *entry = fresh;
                 effects.tell(NoticeKind::EventPending, entry, entry.message.clone());
             }
@@ -916,12 +960,20 @@ fn resolve(entry: &mut ActiveEvent, reason: Reason, why: &str, scene: &Scene, ef
     entry.next_attempt_at = None;
     entry.resolved_at = Some(scene.now);
     because(entry, reason, why);
-    let over =
-        matches!(reason, Reason::Recovered | Reason::RecoveredBeforeCall | Reason::Quiet | Reason::PodGone);
+    let over = matches!(
+        reason,
+        Reason::Recovered
+            | Reason::RecoveredBeforeCall
+            | Reason::Quiet
+            | Reason::PodGone
+            | Reason::ResolvedByHand
+    );
     // Once for each notification that surely arrived. Nobody knows what the Go khook has asked in which session.
-    let asked = entry.last_notified_at.is_some() && (entry.attempts > 0 || entry.window > 1);
+    let asked =
+        entry.last_notified_at.is_some() && (entry.attempts > 0 || entry.window > 1) && !entry.observed;
     let knows = asked && entry.outcome != Some(EndState::OutcomeUnknown);
-    if over && knows && entry.farewell.is_none() && wants_farewell(scene) {
+    // What was made up is over by itself.
+    if over && knows && entry.test.is_none() && entry.farewell.is_none() && wants_farewell(scene) {
         entry.farewell = Some(Farewell { state: FarewellState::Due, attempts: 0 });
     }
     let kind = if reason == Reason::NotDelivered {
@@ -933,7 +985,7 @@ fn resolve(entry: &mut ActiveEvent, reason: Reason, why: &str, scene: &Scene, ef
 }
 
 fn wants_farewell(scene: &Scene) -> bool {
-    !scene.suspended && scene.rule.is_some_and(|rule| rule.notify_resolved)
+    !scene.suspended && !scene.observes && scene.rule.is_some_and(|rule| rule.notify_resolved)
 }
 
 fn call_farewell(entry: &mut ActiveEvent, claim: &Claim) {
@@ -1047,6 +1099,109 @@ fn end_farewell(entry: &mut ActiveEvent, state: FarewellState, error: Option<&st
     effects.tell(kind, entry, note);
 }
 
+// What a person says is done once: it is known by its time, and of several the newest counts.
+fn instructed(entry: &mut ActiveEvent, instruction: &Instruction, scene: &Scene, effects: &mut Effects) {
+    if entry.instruction.as_ref().is_some_and(|known| known.at >= instruction.at) {
+        return;
+    }
+    if entry.status == Phase::Firing && matches!(instruction.verb, Verb::Retry | Verb::Resolve) {
+        // The outcome is awaited; then this comes again.
+        return;
+    }
+    entry.instruction = Some(instruction.clone());
+    let (type_, pod, by) = (entry.event_type, entry.resource_name.clone(), by(entry));
+    let done = match instruction.verb {
+        Verb::Retry => {
+            let before = entry.status;
+            match before {
+                Phase::Pending => {
+                    // No later than it was: whatever was claimed since then still counts.
+                    entry.due_at = entry.due_at.map(|due| due.min(scene.now));
+                    entry.next_attempt_at = None;
+                }
+                Phase::Resolved => {
+                    leave_farewell(entry);
+                    if let Some(told) = &mut entry.told {
+                        told.resolved = true;
+                    }
+                    next_window_by_hand(entry, scene);
+                }
+                Phase::Firing | Phase::Notified => next_window_by_hand(entry, scene),
+            }
+            because(entry, Reason::WaitingForSlot, &format!("to be asked now, as said{by}"));
+            if before != Phase::Pending {
+                effects.tell(NoticeKind::EventPending, entry, entry.message.clone());
+            }
+            "the agent is to be asked now"
+        }
+        Verb::Ack => "acknowledged: nobody is asked any more in this episode",
+        Verb::Snooze => "snoozed",
+        Verb::Resolve if entry.status == Phase::Resolved => "it was resolved already",
+        Verb::Resolve => {
+            return resolve(entry, Reason::ResolvedByHand, &format!("resolved{by}"), scene, effects);
+        }
+    };
+    if entry.status == Phase::Pending && is_mute(entry, scene.now) {
+        fall_silent(entry, scene);
+    }
+    let until = instruction.until.map(|until| format!(" until {}", minute(until))).unwrap_or_default();
+    effects.tell(NoticeKind::IncidentInstructed, entry, format!("{type_} on {pod}: {done}{until}{by}"));
+}
+
+// Not at the moment of the last call: whatever was claimed by then belongs to the window before.
+fn next_window_by_hand(entry: &mut ActiveEvent, scene: &Scene) {
+    next_window(entry, scene);
+    let due = Some(scene.now + TICK);
+    (entry.due_at, entry.next_attempt_at) = (due, due);
+}
+
+fn observe(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
+    entry.status = Phase::Notified;
+    entry.observed = true;
+    entry.claim = None;
+    entry.next_attempt_at = None;
+    entry.last_error = None;
+    entry.notified_at = entry.notified_at.or(Some(scene.now));
+    entry.last_notified_at = Some(scene.now);
+    entry.owed = false;
+    let again = if entry.window > 1 { format!(" again ({} times)", entry.window) } else { String::new() };
+    because(
+        entry,
+        Reason::Observed,
+        &format!("{} would have been asked{again}: the Hook observes", entry.agent),
+    );
+    let note = format!("{} on {}: {}", entry.event_type, entry.resource_name, entry.message);
+    effects.tell(NoticeKind::AgentCallObserved, entry, note);
+}
+
+// What was only observed has never been asked.
+fn activate(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
+    if !entry.observed {
+        return;
+    }
+    entry.observed = false;
+    if entry.told.is_none() {
+        (entry.notified_at, entry.last_notified_at) = (None, None);
+    }
+    match entry.status {
+        Phase::Notified if still_holds(entry) => {
+            next_window(entry, scene);
+            because(entry, Reason::WaitingForSlot, "the Hook calls again: waiting for a free call slot");
+            effects.tell(NoticeKind::EventPending, entry, entry.message.clone());
+        }
+        Phase::Notified => {
+            resolve(
+                entry,
+                Reason::RecoveredBeforeCall,
+                "it was only observed, and does not last",
+                scene,
+                effects,
+            );
+        }
+        Phase::Pending | Phase::Firing | Phase::Resolved => {}
+    }
+}
+
 /// Begins the wait before a call: the trouble must last for its hold.
 fn hold_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene) {
     let hold = hold_of(signal, scene);
@@ -1076,7 +1231,7 @@ fn hold_sooner(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene) {
 
 /// Whether a pending incident waits until its trouble has lasted, or its Hook goes on.
 pub fn is_held(entry: &ActiveEvent) -> bool {
-    matches!(entry.reason, Some(Reason::Holding | Reason::Suspended))
+    matches!(entry.reason, Some(Reason::Holding | Reason::Suspended | Reason::Acknowledged | Reason::Snoozed))
 }
 
 /// Until when the container of a held incident must run for the trouble to be over, where it runs and may crash
@@ -1093,12 +1248,77 @@ fn rests_until(entry: &ActiveEvent, scene: &Scene) -> Option<DateTime<Utc>> {
 }
 
 fn hold_of(signal: &Signal, scene: &Scene) -> Duration {
+    if signal.test.is_some() {
+        // Nothing can last that is made up.
+        return Duration::ZERO;
+    }
     scene.rule.and_then(|rule| rule.hold).unwrap_or_else(|| signal.cause.default_hold(scene.policy))
 }
 
-fn window_end(entry: &ActiveEvent, scene: &Scene) -> DateTime<Utc> {
+/// When the window of the newest notification ends: no second call before it.
+pub fn window_end(entry: &ActiveEvent, scene: &Scene) -> DateTime<Utc> {
     let interval = scene.rule.map_or(scene.policy.repeat_interval, |rule| rule.repeat_interval);
-    entry.last_notified_at.unwrap_or(entry.last_seen) + interval
+    let end = entry.last_notified_at.unwrap_or(entry.last_seen) + interval;
+    mute_until(entry).map_or(end, |until| end.max(until))
+}
+
+/// Until when a person wants nobody asked; for ever where somebody works on it.
+fn mute_until(entry: &ActiveEvent) -> Option<DateTime<Utc>> {
+    let instruction = entry.instruction.as_ref()?;
+    match instruction.verb {
+        Verb::Ack => Some(DateTime::<Utc>::MAX_UTC),
+        Verb::Snooze => instruction.until,
+        Verb::Retry | Verb::Resolve => None,
+    }
+}
+
+fn is_mute(entry: &ActiveEvent, now: DateTime<Utc>) -> bool {
+    mute_until(entry).is_some_and(|until| now < until)
+}
+
+fn is_acknowledged(entry: &ActiveEvent) -> bool {
+    entry.instruction.as_ref().is_some_and(|instruction| instruction.verb == Verb::Ack)
+}
+
+/// Whether a person has ended the incident while its trouble still held, and it still does.
+pub fn is_dismissed(entry: &ActiveEvent) -> bool {
+    entry.status == Phase::Resolved && entry.reason == Some(Reason::ResolvedByHand) && still_holds(entry)
+}
+
+/// Until when an entry must be remembered for the silence that a person asked for.
+pub fn silent_until(entry: &ActiveEvent) -> Option<DateTime<Utc>> {
+    mute_until(entry).filter(|_| !is_acknowledged(entry))
+}
+
+fn fall_silent(entry: &mut ActiveEvent, scene: &Scene) {
+    if waits_for_agent(entry) {
+        // It was due but for the breaker, or for what the agent needs.
+        entry.next_attempt_at = None;
+    }
+    let (reason, why) = silence(entry, scene);
+    because(entry, reason, &why);
+}
+
+// Why nobody is called about a pending incident.
+fn silence(entry: &ActiveEvent, scene: &Scene) -> (Reason, String) {
+    if scene.suspended {
+        return (Reason::Suspended, "the Hook is suspended: nobody is called".into());
+    }
+    match entry.instruction.as_ref().and_then(|instruction| instruction.until) {
+        Some(until) => {
+            (Reason::Snoozed, format!("snoozed{}: nobody is called before {}", by(entry), minute(until)))
+        }
+        None => (Reason::Acknowledged, format!("acknowledged{}: nobody is called", by(entry))),
+    }
+}
+
+fn by(entry: &ActiveEvent) -> String {
+    let who = entry.instruction.as_ref().map(|instruction| instruction.by.as_str()).unwrap_or_default();
+    if who.is_empty() { String::new() } else { format!(" by {who}") }
+}
+
+fn minute(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%MZ").to_string()
 }
 
 // Whoever has just taken over gets the time for a lookup, however old the incident is.

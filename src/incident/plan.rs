@@ -21,7 +21,9 @@ use super::{
     summary,
 };
 use crate::{
-    hook::{ActiveEvent, Claim, FarewellState, HookStatus, Phase, Reason, StandingState},
+    hook::{
+        ActiveEvent, Claim, DayOfCalls, FarewellState, HookStatus, Instruction, Phase, Reason, StandingState,
+    },
     sabotage::{Safeguard, without},
 };
 
@@ -42,6 +44,8 @@ pub struct Inputs<'a> {
     pub signals: &'a [Signal],
     /// What became of calls, likewise.
     pub outcomes: &'a [Outcome],
+    /// What people say of incidents, by session. Said as long as it stands on the Hook, done once.
+    pub instructions: &'a [(String, Instruction)],
     /// What may be called.
     pub capacity: &'a Capacity,
     /// What this process knows of claims.
@@ -163,13 +167,21 @@ pub fn plan(inputs: &Inputs) -> Plan {
         young: BTreeMap::new(),
         overflow: BTreeSet::new(),
         claimed: Vec::new(),
+        calls: 0,
         next_sequence: inputs.claims.next,
         waits_for_capacity: false,
     };
+    work.leave_observation();
     work.fold_outcomes();
     work.admit_signals();
     work.pass_time();
-    for _ in 0..work.held_back.len() {
+    // After time: what ended a call just now can be followed by what somebody wants.
+    if work.follow_instructions() {
+        work.admit_young();
+        work.pass_time();
+    }
+    // Each round admits one at least, and each signal is for one agent or several.
+    for _ in 0..work.held_back.len() * inputs.rules.configurations.len() {
         if !work.admit_held_back() {
             break;
         }
@@ -230,6 +242,8 @@ struct Work<'a> {
     young: BTreeMap<usize, DateTime<Utc>>,
     overflow: BTreeSet<Key>,
     claimed: Vec<(Claim, AgentName)>,
+    /// Calls this plan begins, or would begin if the Hook did not observe.
+    calls: i64,
     next_sequence: i64,
     waits_for_capacity: bool,
 }
@@ -240,13 +254,34 @@ impl<'a> Work<'a> {
     }
 
     fn scene_of(&self, rule: Option<&'a Rule>) -> Scene<'a> {
-        let Inputs { hook_uid, rules, policy, now, .. } = *self.inputs;
-        Scene { now, policy, rule, hook_uid, suspended: rules.suspended }
+        self.inputs.scene(rule)
     }
 
     fn step(&mut self, index: usize, input: &Input) {
         let scene = self.scene(&self.entries[index]);
         lifecycle::step(&mut self.entries[index], input, &scene, &mut self.effects);
+    }
+
+    // What a Hook has only observed was never asked.
+    fn leave_observation(&mut self) {
+        for index in 0..self.entries.len() {
+            if self.entries[index].observed && !self.inputs.rules.observes {
+                self.step(index, &Input::Activated);
+            }
+        }
+    }
+
+    // Returns whether any was new.
+    fn follow_instructions(&mut self) -> bool {
+        let mut any = false;
+        for (session, instruction) in self.inputs.instructions {
+            let of_session = |entry: &ActiveEvent| entry.session_id.as_ref() == Some(session);
+            let Some(index) = self.entries.iter().position(of_session) else { continue };
+            let known = self.entries[index].instruction.clone();
+            self.step(index, &Input::Instructed(instruction));
+            any |= self.entries[index].instruction != known;
+        }
+        any
     }
 
     fn fold_outcomes(&mut self) {
@@ -295,7 +330,7 @@ impl<'a> Work<'a> {
         let inputs = self.inputs;
         let signal = &inputs.signals[index];
         for rule in inputs.rules.listening_to(signal.event_type) {
-            let key = rule.key(&signal.namespace, &signal.pod);
+            let key = rule.key(signal);
             if !self.is_young(index, rule, &key) && !self.admit(signal, rule) {
                 self.held_back.insert(index);
                 self.overflow.insert(key);
@@ -307,7 +342,8 @@ impl<'a> Work<'a> {
     fn is_young(&mut self, index: usize, rule: &'a Rule, key: &Key) -> bool {
         let signal = &self.inputs.signals[index];
         let Some(until) = lifecycle::young_until(signal, &self.scene_of(Some(rule))) else { return false };
-        if self.entries.iter().any(|entry| entry.status != Phase::Resolved && key.is_of(entry)) {
+        let stands = |entry: &ActiveEvent| entry.status != Phase::Resolved || lifecycle::is_dismissed(entry);
+        if self.entries.iter().any(|entry| key.is_of(entry) && stands(entry)) {
             return false;
         }
         self.young.entry(index).and_modify(|at| *at = until.min(*at)).or_insert(until);
@@ -323,7 +359,7 @@ impl<'a> Work<'a> {
         for index in waiting {
             let signal = &inputs.signals[index];
             for rule in inputs.rules.listening_to(signal.event_type) {
-                let key = rule.key(&signal.namespace, &signal.pod);
+                let key = rule.key(signal);
                 // What had an entry before has had this signal.
                 let known = self.entries.iter().any(|entry| key.is_of(entry));
                 if known && !admitted.contains(&key) {
@@ -349,6 +385,7 @@ impl<'a> Work<'a> {
         let Inputs { signals, rules, .. } = *self.inputs;
         let same = |other: &Signal| {
             other.event_type == signal.event_type
+                && other.test == signal.test
                 && other.namespace == signal.namespace
                 && other.pod == signal.pod
         };
@@ -363,14 +400,14 @@ impl<'a> Work<'a> {
         self.young.retain(|index, _| !over(&signals[*index]));
         if !self.held_back.iter().any(|index| same(&signals[*index])) {
             for rule in rules.listening_to(signal.event_type) {
-                self.overflow.remove(&rule.key(&signal.namespace, &signal.pod));
+                self.overflow.remove(&rule.key(signal));
             }
         }
     }
 
     // Returns false where a new entry does not fit.
     fn admit(&mut self, signal: &Signal, rule: &'a Rule) -> bool {
-        let key = rule.key(&signal.namespace, &signal.pod);
+        let key = rule.key(signal);
         if let Some(index) = self.entries.iter().position(|entry| key.is_of(entry)) {
             match &signal.nature {
                 Nature::Occurrence(occurrence) => self.step(index, &Input::Occurred(signal, occurrence)),
@@ -492,6 +529,13 @@ impl<'a> Work<'a> {
                 self.waits_for_capacity = true;
                 continue;
             };
+            if inputs.rules.observes {
+                self.calls += 1;
+                self.step(index, &Input::Observed);
+                // Notified now: its trouble may be over for long.
+                self.step(index, &Input::Time);
+                continue;
+            }
             let shares = rule.agent.shares();
             match agent.allow {
                 Allow::NoneUntil(until) => {
@@ -531,6 +575,7 @@ impl<'a> Work<'a> {
             }
             let claim = self.new_claim();
             self.claimed.push((claim.clone(), rule.agent.clone()));
+            self.calls += 1;
             self.step(index, &Input::Granted(claim));
         }
     }
@@ -554,6 +599,7 @@ impl<'a> Work<'a> {
                 let entry = &self.entries[*index];
                 entry.status == Phase::Resolved
                     && !lifecycle::farewell_is(entry, FarewellState::Calling)
+                    && !self.inputs.keeps(entry)
                     && now > needed_until(entry, self.scene(entry).rule, policy)
             })
             .min_by_key(|index| {
@@ -580,6 +626,7 @@ impl<'a> Work<'a> {
                 let entry = &self.entries[*index];
                 let needed = now <= needed_until(entry, self.scene(entry).rule, policy)
                     || is_farewell_open(entry)
+                    || self.inputs.keeps(entry)
                     || self.held_back.iter().any(|index| speaks_of(&signals[*index], entry));
                 let old = entry.resolved_at.is_some_and(|at| now > at + policy.retention);
                 !needed && (old || *rank >= policy.keep_resolved)
@@ -626,20 +673,19 @@ impl<'a> Work<'a> {
     fn finish(self) -> Plan {
         let Inputs { rules, policy, now, .. } = *self.inputs;
         let mut status = HookStatus { active_events: self.entries, ..HookStatus::default() };
+        status.calls_per_day = days_of_calls(&self.inputs.status.calls_per_day, self.calls, now);
         summary::fill(&mut status, self.inputs, self.overflow.len());
         let urgency = urgency(self.inputs.status, &status, self.next_sequence != self.inputs.claims.next);
         // What waits for a place as well does not wait for time.
         let young = self.young.iter().filter(|(index, _)| {
             let signal = &self.inputs.signals[**index];
-            let mut keys =
-                rules.listening_to(signal.event_type).map(|rule| rule.key(&signal.namespace, &signal.pod));
+            let mut keys = rules.listening_to(signal.event_type).map(|rule| rule.key(signal));
             keys.any(|key| !self.overflow.contains(&key))
         });
         let young = young.map(|(_, until)| *until);
         let next_wake = status.active_events.iter().filter_map(|entry| {
             let rule = rules.of(entry);
-            let scene =
-                Scene { now, policy, rule, hook_uid: self.inputs.hook_uid, suspended: rules.suspended };
+            let scene = self.inputs.scene(rule);
             match entry.status {
                 Phase::Resolved => {
                     let needed = needed_until(entry, rule, policy) + MILLISECOND;
@@ -647,8 +693,9 @@ impl<'a> Work<'a> {
                         entry.resolved_at.map(|at| needed.max(at + policy.retention + MILLISECOND));
                     // Its place is wanted as soon as it can go.
                     let calling = lifecycle::farewell_is(entry, FarewellState::Calling);
-                    let place = (!self.held_back.is_empty() && !calling).then_some(needed);
-                    let forgotten = forgotten.filter(|_| !is_farewell_open(entry));
+                    let stays = self.inputs.keeps(entry);
+                    let place = (!self.held_back.is_empty() && !calling && !stays).then_some(needed);
+                    let forgotten = forgotten.filter(|_| !is_farewell_open(entry) && !stays);
                     let farewell = lifecycle::wake(entry, &scene);
                     place.into_iter().chain(forgotten).chain(farewell).filter(|at| *at > now).min()
                 }
@@ -681,7 +728,17 @@ impl<'a> Work<'a> {
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-impl Inputs<'_> {
+impl<'a> Inputs<'a> {
+    fn scene(&self, rule: Option<&'a Rule>) -> Scene<'a> {
+        let Inputs { hook_uid, rules, policy, now, .. } = *self;
+        Scene { now, policy, rule, hook_uid, suspended: rules.suspended, observes: rules.observes }
+    }
+
+    // Forgotten, the same trouble would be a new incident; where nobody listens to it any more, it would not.
+    fn keeps(&self, entry: &ActiveEvent) -> bool {
+        lifecycle::is_dismissed(entry) && self.rules.of(entry).is_some()
+    }
+
     fn is_foreign(&self, entry: &ActiveEvent) -> bool {
         entry.claim.as_ref().is_some_and(|claim| claim.process != self.claims.process)
     }
@@ -701,7 +758,7 @@ fn needed_until(entry: &ActiveEvent, rule: Option<&Rule>, policy: &Policy) -> Da
     // A source whose clock is ahead replays what is fresh for longer, up to a point.
     let ahead = signal::newest(&entry.seen).unwrap_or(entry.last_seen);
     let last = ahead.clamp(entry.last_seen, entry.last_seen + policy.stale_after);
-    let fresh = last + policy.stale_after;
+    let fresh = (last + policy.stale_after).max(lifecycle::silent_until(entry).unwrap_or(last));
     entry.last_notified_at.map_or(fresh, |at| fresh.max(at + repeat))
 }
 
@@ -716,6 +773,7 @@ fn is_of_same_pod(one: &str, other: &str) -> bool {
 
 fn speaks_of(signal: &Signal, entry: &ActiveEvent) -> bool {
     signal.event_type == entry.event_type
+        && signal.test == entry.test
         && signal.pod == entry.resource_name
         && signal.namespace == entry.namespace
 }
@@ -750,7 +808,9 @@ fn forget_words(entry: &mut ActiveEvent) {
     entry.containers.truncate(1);
     entry.told = None;
     entry.protocol = None;
+    entry.answered_at = None;
     entry.tokens = None;
+    entry.instruction.iter_mut().for_each(|instruction| instruction.by.clear());
 }
 
 const SHORT: usize = 120;
@@ -768,7 +828,9 @@ fn size(entry: &ActiveEvent) -> usize {
         + entry.told.as_ref().map_or(0, |told| TOLD_SIZE + json_len(&told.uid) + json_len(&told.reason))
         + entry.session_url.as_ref().map_or(0, |url| SESSION_URL_SIZE + json_len(url))
         + entry.protocol.map_or(0, |_| PROTOCOL_SIZE)
+        + entry.answered_at.map_or(0, |_| ANSWERED_SIZE)
         + entry.tokens.map_or(0, |_| TOKENS_SIZE)
+        + entry.instruction.as_ref().map_or(0, |instruction| json_len(&instruction.by))
 }
 
 // The size that an entry can always be cut down to, whatever befalls it.
@@ -787,20 +849,28 @@ fn variable_size(entry: &ActiveEvent) -> usize {
         (entry.seen.first(), 50),
     ];
     texts.into_iter().chain(&entry.session_id).chain(process).map(|text| json_len(text)).sum::<usize>()
+        + INSTRUCTION_SIZE
+        + entry.test.as_ref().map_or(0, |name| TEST_SIZE + json_len(name))
         + later.iter().map(|(text, room)| text.map_or(0, |text| json_len(text)).max(*room)).sum::<usize>()
 }
 
 const UUID_LEN: usize = 36;
 
-// Names of all fields, and all that has a length of its own: times, numbers, words of khook.
+// Names of all fields, and all that has a length of its own: times, numbers, words of khook. What is only observed has
+// no claim, which is longer.
 const FIXED_SIZE: usize = 930;
+
+// The same of what a person has said or may say, which stays: forgotten, it would be done again. And of a test's name.
+const INSTRUCTION_SIZE: usize = 130;
+const TEST_SIZE: usize = 10;
 
 // The same of what is remembered of a notification.
 const TOLD_SIZE: usize = 95;
 
-// The same of a link, of the dialect, and of what an episode has cost.
+// The same of a link, of the dialect, of the time of an answer, and of what an episode has cost.
 const SESSION_URL_SIZE: usize = 16;
 const PROTOCOL_SIZE: usize = 18;
+const ANSWERED_SIZE: usize = 42;
 const TOKENS_SIZE: usize = 104;
 
 // Bytes of a text in JSON, without its quotes.
@@ -811,6 +881,23 @@ fn json_len(text: &str) -> usize {
         _ => 1,
     };
     text.bytes().map(escaped).sum()
+}
+
+/// Days that are kept.
+const DAYS: usize = 7;
+
+fn days_of_calls(old: &[DayOfCalls], calls: i64, now: DateTime<Utc>) -> Vec<DayOfCalls> {
+    let mut days = old.to_vec();
+    if calls > 0 {
+        let day = now.date_naive();
+        match days.iter_mut().find(|known| known.day == day) {
+            Some(known) => known.calls = known.calls.saturating_add(calls),
+            None => days.push(DayOfCalls { day, calls }),
+        }
+        days.sort_by_key(|day| day.day);
+        days.drain(..days.len().saturating_sub(DAYS));
+    }
+    days
 }
 
 fn urgency(old: &HookStatus, new: &HookStatus, claims: bool) -> Urgency {
@@ -858,7 +945,7 @@ fn adopt(inputs: &Inputs) -> Vec<ActiveEvent> {
         if entry.id.is_empty() {
             let rules = inputs.rules.configurations.iter();
             for rule in rules.filter(|rule| rule.event_type == entry.event_type) {
-                let key = rule.key(&entry.namespace, &entry.resource_name);
+                let key = rule.key_of(&entry.namespace, &entry.resource_name);
                 if known.insert(key.clone()) {
                     entries.push(adopt_from_go(&entry, key, inputs.hook_uid));
                 }

@@ -89,7 +89,7 @@ impl Default for Policy {
             takeover_margin: Duration::from_secs(30),
             claim_duration: Duration::from_secs(150),
             max_entries: 100,
-            max_bytes: 128 * 1024,
+            max_bytes: 144 * 1024,
             keep_resolved: 20,
             breaker_threshold: 5,
             breaker_base: Duration::from_secs(15),

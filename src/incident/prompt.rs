@@ -26,8 +26,8 @@ use serde::Serialize;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::outcome::EndState;
-use crate::hook::{ActiveEvent, Reason};
+use super::{outcome::EndState, rules::Rule};
+use crate::hook::{ActiveEvent, Hook, Reason, Verb};
 
 /// Longest prompt, in bytes, that is read as a template, and longest text it is rendered to.
 pub const PROMPT_LIMIT: usize = 64 * 1024;
@@ -45,6 +45,10 @@ const DEPTH_LIMIT: usize = 32;
 
 /// More problems than this help nobody, and they end up in a status.
 const PROBLEM_LIMIT: usize = 20;
+
+/// What an agent is told where a person only tries a Hook out.
+const TEST: &str = "This is a test of the Hook: the trouble below is made up, nothing has happened. Take no action and \
+                    change nothing; say in a sentence what you would look at first.";
 
 /// Stands where text was cut.
 const ELLIPSIS: &str = "…";
@@ -79,6 +83,9 @@ pub struct EventContext {
     pub first_seen: DateTime<Utc>,
     /// UID of the object in trouble; empty where it is not known.
     pub uid: String,
+    /// It is made up: a person tries the Hook out.
+    #[serde(skip)]
+    pub test: bool,
 }
 
 /// A prompt with the event filled in.
@@ -101,6 +108,8 @@ pub struct Repeat {
     pub task: Option<EndState>,
     /// What has changed since, where that is remembered.
     pub changes: Option<Changes>,
+    /// A person has it asked about again.
+    pub by_hand: bool,
 }
 
 /// What has changed about an incident since it was reported before. Texts are as the cluster gave them.
@@ -158,6 +167,29 @@ pub enum Problem {
     /// The text was longer than a message may be.
     #[error("with the event filled in, the prompt is longer than {PROMPT_LIMIT} bytes; its end was cut off")]
     CutOff,
+}
+
+impl Problem {
+    /// Where it is, as far as that is known. Its text begins with it.
+    pub fn place(&self) -> Option<Place> {
+        match self {
+            Self::UnknownField { place, .. } => Some(*place),
+            Self::NotATemplate(error) => error.place(),
+            Self::Failed { .. } | Self::CutOff => None,
+        }
+    }
+}
+
+impl PromptError {
+    /// Where it is, unless it is about the whole. Its text begins with it.
+    pub fn place(&self) -> Option<Place> {
+        match self {
+            Self::TooLong { .. } => None,
+            Self::Syntax { place, .. }
+            | Self::NotPermitted { place, .. }
+            | Self::UnknownFunction { place, .. } => Some(*place),
+        }
+    }
 }
 
 /// Why a prompt cannot be read as a template.
@@ -242,6 +274,16 @@ pub fn render(prompt: &str, ctx: &EventContext) -> Rendered {
     render_clean(prompt, &ctx.clean())
 }
 
+/// The message to the agent that is asked about an entry of a Hook: about the incident, or, where that is resolved,
+/// that it is.
+pub fn message_of(hook: &Hook, rule: &Rule, entry: &ActiveEvent) -> Message {
+    let context = EventContext::of(hook, entry);
+    match entry.resolved_at.zip(entry.reason) {
+        Some((at, reason)) => farewell(&context, reason, at),
+        None => message(&rule.prompt, &context, Repeat::of(entry).as_ref()),
+    }
+}
+
 /// Writes the message to an agent: the rendered prompt, then the event's context between two
 /// marker lines that nothing in the message can imitate. The same input gives the same message.
 pub fn message(prompt: &str, ctx: &EventContext, repeat: Option<&Repeat>) -> Message {
@@ -249,7 +291,9 @@ pub fn message(prompt: &str, ctx: &EventContext, repeat: Option<&Repeat>) -> Mes
     let Rendered { text: prompt, problems } = render_clean(prompt, &ctx);
     let mut data = ctx.data();
     data.extend(repeat.into_iter().flat_map(Repeat::data));
-    enclose(&prompt, repeat.map(Repeat::sentence), data, problems)
+    let test = ctx.test.then(|| TEST.to_owned());
+    let history: Vec<String> = test.into_iter().chain(repeat.map(Repeat::sentence)).collect();
+    enclose(&prompt, (!history.is_empty()).then(|| history.join(" ")), data, problems)
 }
 
 /// Writes the message that an incident is resolved. The author's prompt is not in it: it asks for something, and
@@ -257,6 +301,7 @@ pub fn message(prompt: &str, ctx: &EventContext, repeat: Option<&Repeat>) -> Mes
 pub fn farewell(ctx: &EventContext, reason: Reason, at: DateTime<Utc>) -> Message {
     let why = match reason {
         Reason::PodGone => "the pod is gone",
+        Reason::ResolvedByHand => "a person has said that it is over",
         Reason::Quiet => "nothing more was heard of it for long enough",
         _ => "the trouble has been clear for long enough",
     };
@@ -336,11 +381,14 @@ impl Repeat {
             },
             reason: if told.reason == entry.event_reason { String::new() } else { told.reason.clone() },
         });
-        Some(Self { window: entry.window.unsigned_abs(), since, task: entry.outcome, changes })
+        let instruction = entry.instruction.as_ref().filter(|instruction| instruction.at >= since);
+        let by_hand = instruction.is_some_and(|instruction| instruction.verb == Verb::Retry);
+        Some(Self { window: entry.window.unsigned_abs(), since, task: entry.outcome, changes, by_hand })
     }
 
     fn sentence(&self) -> String {
         let how = match &self.changes {
+            _ if self.by_hand => "a person wants it looked at again",
             None => "is still happening or has happened again",
             Some(Changes { resolved: true, .. }) => {
                 "had been resolved, but has come back: the fix did not hold"
@@ -382,6 +430,27 @@ impl Repeat {
 }
 
 impl EventContext {
+    /// What is known of an entry of a Hook.
+    pub fn of(hook: &Hook, entry: &ActiveEvent) -> Self {
+        let entry = entry.clone();
+        Self {
+            hook_name: hook.metadata.name.clone().unwrap_or_default(),
+            hook_namespace: hook.metadata.namespace.clone().unwrap_or_default(),
+            event_type: entry.event_type.to_string(),
+            resource_name: entry.resource_name,
+            namespace: entry.namespace,
+            event_name: entry.event_name,
+            event_time: entry.last_seen,
+            message: entry.event_message,
+            reason: entry.event_reason,
+            container: entry.containers.join(", "),
+            count: entry.count,
+            first_seen: entry.first_seen,
+            uid: entry.uid,
+            test: entry.test.is_some(),
+        }
+    }
+
     /// The same context with every text of the cluster made safe to show.
     fn clean(&self) -> Self {
         Self {
@@ -398,11 +467,12 @@ impl EventContext {
             count: self.count,
             first_seen: self.first_seen,
             uid: clean(&self.uid),
+            test: self.test,
         }
     }
 
     fn data(&self) -> Data {
-        vec![
+        let mut data: Data = vec![
             ("eventType", self.event_type.as_str().into()),
             ("eventName", self.event_name.as_str().into()),
             ("eventTime", rfc3339(self.event_time).into()),
@@ -415,7 +485,9 @@ impl EventContext {
             ("reason", self.reason.as_str().into()),
             ("eventMessage", self.message.as_str().into()),
             ("hook", self.hook().into()),
-        ]
+        ];
+        data.extend(self.test.then(|| ("test", true.into())));
+        data
     }
 
     fn hook(&self) -> String {
@@ -1143,6 +1215,7 @@ fn specimen() -> EventContext {
         count: 1,
         first_seen: DateTime::UNIX_EPOCH,
         uid: "00000000-0000-0000-0000-000000000000".to_owned(),
+        test: false,
     }
 }
 
@@ -1173,6 +1246,7 @@ mod tests {
             count: 3,
             first_seen: time("2026-03-04T05:00:00.25Z"),
             uid: "4f1c".to_owned(),
+            test: false,
         }
     }
 
@@ -1470,6 +1544,7 @@ mod tests {
                 containers: "side\u{202E}car\ncount: 9".to_owned(),
                 reason: "Killing".to_owned(),
             }),
+            by_hand: false,
         }
     }
 

@@ -9,9 +9,10 @@ use super::{
     outcome::{AgentName, Credential, DirectAgent, SecretKey},
     policy::Policy,
     prompt,
+    signal::Signal,
 };
 use crate::hook::{
-    ActiveEvent, AgentEndpoint, AgentRef, EventConfiguration, EventType, HookSpec, SecretRef,
+    ActiveEvent, AgentEndpoint, AgentRef, EventConfiguration, EventType, HookSpec, Mode, SecretRef,
     is_for_credentials, parse_duration,
 };
 
@@ -25,6 +26,8 @@ pub struct Rules {
     pub problems: Vec<Problem>,
     /// Whether agents may not be called at present.
     pub suspended: bool,
+    /// Whether calls are only recorded, and none is made.
+    pub observes: bool,
 }
 
 /// One kind of trouble, the agent to ask, and how.
@@ -59,6 +62,13 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// The field it is about, with which its message begins.
+    pub fn place(&self) -> &str {
+        self.message.split([' ', ':']).next().unwrap_or_default()
+    }
+}
+
 /// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
@@ -74,7 +84,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 impl Rules {
     /// Parses the spec of a Hook in `namespace`.
     pub fn parse(spec: &HookSpec, namespace: &str, policy: &Policy) -> Self {
-        let mut rules = Self { suspended: spec.suspend.unwrap_or(false), ..Self::default() };
+        let (suspended, observes) = (spec.suspend.unwrap_or(false), spec.mode == Some(Mode::Observe));
+        let mut rules = Self { suspended, observes, ..Self::default() };
         for (index, configuration) in spec.event_configurations.iter().enumerate() {
             let place = format!("spec.eventConfigurations[{index}]");
             match rules.parse_one(configuration, &place, namespace, policy) {
@@ -170,13 +181,19 @@ impl Rules {
 }
 
 impl Rule {
-    /// The key of trouble on a pod under this rule.
-    pub fn key(&self, namespace: &str, pod: &str) -> Key {
+    /// The key of what a signal tells of, under this rule.
+    pub fn key(&self, signal: &Signal) -> Key {
+        Key { test: signal.test.clone(), ..self.key_of(&signal.namespace, &signal.pod) }
+    }
+
+    /// The key of trouble on a pod, under this rule.
+    pub fn key_of(&self, namespace: &str, pod: &str) -> Key {
         Key {
             event_type: self.event_type,
             agent: self.agent.to_string(),
             namespace: namespace.to_owned(),
             pod: pod.to_owned(),
+            test: None,
         }
     }
 }
@@ -276,7 +293,7 @@ mod tests {
     }
 
     fn parse(configurations: Vec<EventConfiguration>) -> Rules {
-        let spec = HookSpec { event_configurations: configurations, suspend: None };
+        let spec = HookSpec { event_configurations: configurations, suspend: None, mode: None };
         Rules::parse(&spec, "shop", &Policy::default())
     }
 

@@ -36,6 +36,8 @@ pub struct Signal {
     pub observed_at: DateTime<Utc>,
     /// Whether it happened or holds.
     pub nature: Nature,
+    /// The test it is made up for; none where it is real.
+    pub test: Option<String>,
 }
 
 /// Something that happened, or something that is so.

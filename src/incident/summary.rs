@@ -46,6 +46,8 @@ pub fn fill(status: &mut HookStatus, inputs: &Inputs, overflow: usize) {
     status.last_updated = if same(old, status) { old.last_updated } else { Some(inputs.now) };
 }
 
+const OBSERVES: &str = "watching, and calling nobody: spec.mode is Observe";
+
 /// Whether two statuses say the same, whenever they were written.
 pub fn same(a: &HookStatus, b: &HookStatus) -> bool {
     // Entries first: where they differ, nothing is copied.
@@ -74,7 +76,7 @@ fn message(entries: &[ActiveEvent], inputs: &Inputs, overflow: usize) -> String 
     newest(&|entry| is_refused(entry))
         .or_else(|| newest(&|entry| entry.status != Phase::Resolved))
         .or_else(|| newest(&|_| true))
-        .unwrap_or_else(|| "watching".into())
+        .unwrap_or_else(|| if inputs.rules.observes { OBSERVES } else { "watching" }.into())
 }
 
 fn conditions(entries: &[ActiveEvent], inputs: &Inputs, active: i32, overflow: usize) -> Vec<Condition> {
@@ -106,12 +108,14 @@ fn conditions(entries: &[ActiveEvent], inputs: &Inputs, active: i32, overflow: u
         }
         None if inputs.rules.suspended => add("Ready", "True", "Suspended", "no agent is called".into()),
         None => {
-            let mut message = String::from("listening");
+            let (reason, listening) =
+                if inputs.rules.observes { ("Observing", OBSERVES) } else { ("Listening", "listening") };
+            let mut message = String::from(listening);
             for problem in &inputs.rules.problems {
                 message.push_str("; ");
                 message.push_str(&problem.message);
             }
-            add("Ready", "True", "Listening", super::lifecycle::excerpt_of(&message, 1024));
+            add("Ready", "True", reason, super::lifecycle::excerpt_of(&message, 1024));
         }
     }
 

@@ -365,6 +365,7 @@ pub fn standing(
         message: String::new(),
         observed_at: now,
         nature: Nature::Condition { state, since },
+        test: None,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 pub const SELECTOR: &str = "type=Warning,regarding.kind=Pod";
 
 /// What kubelet says when it ends a container, whyever; a Normal Event.
-const KILLS: &str = "reason=Killing,regarding.kind=Pod";
+pub const KILLS: &str = "reason=Killing,regarding.kind=Pod";
 
 const PAGE: u32 = 500;
 
@@ -98,6 +98,7 @@ pub fn signal(event: &Event, now: DateTime<Utc>) -> Option<Signal> {
             at,
             count: i64::from(count.unwrap_or(1).max(1)),
         }),
+        test: None,
     })
 }
 
@@ -129,7 +130,7 @@ fn classify(reason: &str, note: &str) -> Option<(EventType, Cause)> {
 
 /// When an Event was last seen: the newest of its four stamps. kubelet moves one of them, the scheduler
 /// another (FACTS: legacy and events.k8s.io recorders).
-fn last_seen(event: &Event) -> Option<DateTime<Utc>> {
+pub fn last_seen(event: &Event) -> Option<DateTime<Utc>> {
     let series = event.series.as_ref().map(|series| series.last_observed_time.0);
     let legacy = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
     let time = event.event_time.as_ref().map(|time| time.0);

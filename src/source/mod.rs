@@ -8,6 +8,8 @@ pub mod index;
 
 pub mod events;
 
+pub mod annotations;
+
 pub mod union;
 
 use std::{fmt::Debug, sync::Arc, time::Duration};

@@ -58,6 +58,13 @@ subjects:
     namespace: {{ include "khook.namespace" . }}
 {{- end }}
 
+{{/* The image of khook. */}}
+{{- define "khook.image" -}}
+{{- with .Values.image }}
+{{- with .registry }}{{ . }}/{{ end }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* What khook does where it watches. */}}
 {{- define "khook.rules" -}}
 rules:
@@ -124,6 +131,9 @@ rules:
 {{- include "khook.variable" (list "SHOW_ANSWERS" .Values.showAnswers) }}
 {{- include "khook.variable" (list "METRICS_PORT" .Values.metrics.port) }}
 {{- include "khook.variable" (list "HEALTH_PORT" .Values.healthCheck.port) }}
+{{- if .Values.dashboard.enabled }}
+{{- include "khook.variable" (list "DASHBOARD_PORT" .Values.dashboard.port) }}
+{{- end }}
 {{- with .Values.watchNamespaces }}
 {{- include "khook.variable" (list "WATCH_NAMESPACES" (join "," .)) }}
 {{- end }}
@@ -193,8 +203,8 @@ is one, else to anywhere. Without a port: 80 and 443 at a name outside of the cl
 {{- end }}
 {{- $seen := dict }}
 {{- range .Values.extraEnv }}
-{{- if has .name (list "METRICS_PORT" "HEALTH_PORT") }}
-{{- fail (printf "extraEnv has %s, but probes, Service and NetworkPolicy would not know of it: set %s instead" .name (ternary "metrics.port" "healthCheck.port" (eq .name "METRICS_PORT"))) }}
+{{- with get (dict "METRICS_PORT" "metrics.port" "HEALTH_PORT" "healthCheck.port" "DASHBOARD_PORT" "dashboard.port") .name }}
+{{- fail (printf "extraEnv has a port, but probes, Services and NetworkPolicy would not know of it: set %s instead" .) }}
 {{- end }}
 {{- if hasKey $seen .name }}
 {{- fail (printf "extraEnv has %s twice: keep one of them" .name) }}
@@ -206,6 +216,9 @@ is one, else to anywhere. Without a port: 80 and 443 at a name outside of the cl
 {{- end }}
 {{- if eq (int .Values.metrics.port) (int .Values.healthCheck.port) }}
 {{- fail (printf "metrics.port and healthCheck.port are both %d, but must be two ports" (int .Values.metrics.port)) }}
+{{- end }}
+{{- if and .Values.dashboard.enabled (has (int .Values.dashboard.port) (list (int .Values.metrics.port) (int .Values.healthCheck.port))) }}
+{{- fail (printf "dashboard.port is %d, but must be another than metrics.port and healthCheck.port" (int .Values.dashboard.port)) }}
 {{- end }}
 {{- if and (not .Values.metrics.enabled) .Values.metrics.serviceMonitor.enabled }}
 {{- fail "metrics.serviceMonitor.enabled needs the Service of metrics.enabled: set that, or use metrics.podMonitor" }}

@@ -41,7 +41,8 @@ fn step_for(
     notify_resolved: bool,
 ) -> Effects {
     let (policy, rule) = (policy(), Rule { notify_resolved, ..rule(entry.event_type, AGENT) });
-    let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended };
+    let observes = matches!(input, Input::Observed);
+    let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended, observes };
     let mut effects = Effects::default();
     step(entry, input, &scene, &mut effects);
     effects
@@ -49,8 +50,9 @@ fn step_for(
 
 fn opened(signal: &Signal, now: DateTime<Utc>) -> Result<Option<ActiveEvent>, Suppressed> {
     let (policy, rule) = (policy(), rule(signal.event_type, AGENT));
-    let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended: false };
-    open(signal, &rule.key(NAMESPACE, POD), &scene)
+    let (suspended, observes) = (false, false);
+    let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended, observes };
+    open(signal, &rule.key_of(NAMESPACE, POD), &scene)
 }
 
 /// Every situation the table tells apart, each reached through the machine itself.
@@ -82,6 +84,15 @@ fn situations() -> Vec<Situation> {
     let mut suspended = restart.clone();
     step_at(&mut suspended, &Input::Time, at(1), true);
     add("Suspended", Some(&suspended), at(1));
+    let (ack, snooze) = (said(Verb::Ack, at(1)), said(Verb::Snooze, at(1)));
+    let mut acknowledged = restart.clone();
+    step_at(&mut acknowledged, &Input::Instructed(&ack), at(1), false);
+    step_at(&mut acknowledged, &Input::Time, at(1), false);
+    add("Acknowledged", Some(&acknowledged), at(2));
+    let mut snoozed = unready.clone();
+    step_at(&mut snoozed, &Input::Instructed(&snooze), at(1), false);
+    step_at(&mut snoozed, &Input::Time, at(1), false);
+    add("Snoozed", Some(&snoozed), at(2));
 
     let mut calling = restart.clone();
     step_at(&mut calling, &Input::Granted(claimed.clone()), at(0), false);
@@ -117,6 +128,16 @@ fn situations() -> Vec<Situation> {
     step_at(&mut clear, &Input::Clear(at(300)), at(300), false);
     add("clear, not for long enough", Some(&clear), at(310));
 
+    let mut taken = notified.clone();
+    step_at(&mut taken, &Input::Instructed(&said(Verb::Ack, at(2))), at(2), false);
+    add("acknowledged, at the window's end", Some(&taken), at(601));
+    let mut silent = holding.clone();
+    step_at(&mut silent, &Input::Instructed(&said(Verb::Snooze, at(102))), at(102), false);
+    add("snoozed, it still holds", Some(&silent), at(701));
+    let mut observed = due.clone();
+    step_at(&mut observed, &Input::Observed, at(101), false);
+    add("observed, it still holds", Some(&observed), at(110));
+
     let mut gone = notified.clone();
     step_at(&mut gone, &Input::Time, at_ms(601_001), false);
     let mut early = holding.clone();
@@ -150,8 +171,17 @@ fn situations() -> Vec<Situation> {
     let mut recovered = unready.clone();
     step_at(&mut recovered, &Input::Clear(at(10)), at(10), false);
     add("never called", Some(&recovered), at(20));
+    let mut dismissed = holding.clone();
+    step_at(&mut dismissed, &Input::Instructed(&said(Verb::Resolve, at(120))), at(120), false);
+    add("by hand, it still holds", Some(&dismissed), at(130));
     assert!(all.iter().any(|situation| situation.event_type == ProbeFailed));
     all
+}
+
+// Two hours of silence, where it is one.
+fn said(verb: Verb, at: DateTime<Utc>) -> Instruction {
+    let until = (verb == Verb::Snooze).then(|| at + TimeDelta::hours(2));
+    Instruction { verb, by: "jane".into(), at, until }
 }
 
 fn calling_of(entry: &ActiveEvent, claim: &Claim) -> ActiveEvent {
@@ -198,6 +228,13 @@ const INPUTS: &[&str] = &[
     "farewell: Permanent",
     "farewell: Unknown",
     "configuration removed",
+    "a person: retry",
+    "a person: ack",
+    "a person: snooze",
+    "a person: resolve",
+    "a person: said before",
+    "called, but the Hook observes",
+    "the Hook observes no more",
     "time: farewell not wanted any more",
     "time: one second",
     "time: its next wake",
@@ -272,7 +309,9 @@ fn apply(situation: &Situation, input: &str) -> Cell {
         "time: one second" => now += Duration::from_secs(1),
         "time: its next wake" => {
             let (policy, rule) = (policy(), rule(entry.event_type, AGENT));
-            let scene = Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended };
+            let observes = false;
+            let scene =
+                Scene { now, policy: &policy, rule: Some(&rule), hook_uid: HOOK_UID, suspended, observes };
             if let Some(at) = wake(&entry, &scene) {
                 assert!(at > now, "{}: a wake in the past", situation.name);
                 now = at;
@@ -297,6 +336,11 @@ fn apply(situation: &Situation, input: &str) -> Cell {
         Reply::Accepted { task_id: Some("task-2".into()), ended: Some(ended.clone()), protocol: None };
     let found = Lookup::Found { task_id: "task-2".into(), ended: None };
     let error = || String::from("503");
+    let [retry, ack, snooze, resolve] = Verb::ALL.map(|verb| said(verb, now));
+    let before_all = said(Verb::Resolve, at(-100));
+    if name == "a person: said before" {
+        entry.instruction.get_or_insert(said(Verb::Retry, at(-90)));
+    }
     let (task_2, not_run, unknown) = (reply_accepted("task-2"), reply_not_run(), reply_unknown());
     let permanent = Reply::Permanent { error: error() };
     let (unavailable, unsupported) =
@@ -330,6 +374,13 @@ fn apply(situation: &Situation, input: &str) -> Cell {
         "farewell: Permanent" => Input::FarewellCalled(&standing, &permanent),
         "farewell: Unknown" => Input::FarewellCalled(&standing, &unknown),
         "configuration removed" => Input::Removed,
+        "a person: retry" => Input::Instructed(&retry),
+        "a person: ack" => Input::Instructed(&ack),
+        "a person: snooze" => Input::Instructed(&snooze),
+        "a person: resolve" => Input::Instructed(&resolve),
+        "a person: said before" => Input::Instructed(&before_all),
+        "called, but the Hook observes" => Input::Observed,
+        "the Hook observes no more" => Input::Activated,
         _ if input.starts_with("time") => Input::Time,
         _ => unreachable!("{input}"),
     };
@@ -417,22 +468,56 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ("*", "occurrence; occurrence, of a new pod of that name", "recorded", "", ""),
             ("*", "occurrence, seen before", "—", "", "Duplicate"),
             ("*", "occurrence, stale", "—", "", "Stale"),
-            ("Holding; due, it is so", "condition holds", "—", "", ""),
+            (
+                "due, it is so; due, it happened; due, a repeat",
+                "a person: retry",
+                "recorded",
+                "IncidentInstructed",
+                "",
+            ),
+            ("*", "a person: retry", "pending (WaitingForSlot)", "IncidentInstructed", ""),
+            ("Acknowledged", "a person: ack", "recorded", "IncidentInstructed", ""),
+            ("*", "a person: ack", "pending (Acknowledged)", "IncidentInstructed", ""),
+            ("Snoozed", "a person: snooze", "recorded", "IncidentInstructed", ""),
+            ("*", "a person: snooze", "pending (Snoozed)", "IncidentInstructed", ""),
+            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved", ""),
+            ("*", "called, but the Hook observes", "notified (Observed)", "AgentCallObserved", ""),
+            (
+                "Acknowledged",
+                "time: its next wake; time: 24 h after it was due",
+                "resolved (RecoveredBeforeCall)",
+                "EventResolved",
+                "",
+            ),
+            (
+                "Snoozed",
+                "time: its next wake; time: 24 h after it was due",
+                "pending (WaitingForSlot)",
+                "",
+                "",
+            ),
+            ("Holding; due, it is so; Snoozed", "condition holds", "—", "", ""),
             ("*", "condition holds", "recorded", "", ""),
             (
-                "Holding; due, it is so; Suspended",
+                "Holding; due, it is so; Suspended; Acknowledged; Snoozed",
                 "condition clear",
                 "resolved (RecoveredBeforeCall)",
                 "EventResolved",
                 "",
             ),
-            ("Holding; due, it is so; Suspended", "pod gone", "resolved (PodGone)", "EventResolved", ""),
+            (
+                "Holding; due, it is so; Suspended; Acknowledged; Snoozed",
+                "pod gone",
+                "resolved (PodGone)",
+                "EventResolved",
+                "",
+            ),
             ("*", "condition clear; pod gone", "recorded", "", ""),
             ("*", "granted a slot", "firing (Calling)", "EventFiring", ""),
             // A claim older than the moment this window became due belongs to another.
-            ("Holding; due, it is so", "Accepted; lookup: found", "recorded", "", ""),
-            ("Holding; due, it is so", "Accepted, with the answer", "recorded", "AgentAnswered", ""),
-            ("Holding", "Accepted, old claim of this window", "recorded", "", ""),
+            ("Holding; due, it is so; Snoozed", "Accepted; lookup: found", "recorded", "", ""),
+            ("Holding; due, it is so; Snoozed", "Accepted, with the answer", "recorded", "AgentAnswered", ""),
+            ("Holding; Snoozed", "Accepted, old claim of this window", "recorded", "", ""),
             (
                 "due, a repeat",
                 "Accepted, old claim of this window",
@@ -489,7 +574,13 @@ const EXPECTED: &[(&str, &[Row])] = &[
                 "",
             ),
             ("*", "time: 24 h after it was due", "resolved (NotDelivered)", "EventNotDelivered", ""),
-            ("Holding; due, it is so", "time: suspended, 16 min later", "pending (Suspended)", "", ""),
+            (
+                "Holding; due, it is so; Snoozed",
+                "time: suspended, 16 min later",
+                "pending (Suspended)",
+                "",
+                "",
+            ),
             ("*", "time: suspended, 16 min later", "resolved (RecoveredBeforeCall)", "EventResolved", ""),
             ("Suspended", "time: suspended", "—", "", ""),
             ("*", "time: suspended", "pending (Suspended)", "", ""),
@@ -502,6 +593,8 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ("*", "occurrence, seen before", "—", "", "Duplicate"),
             ("*", "occurrence, stale", "—", "", "Stale"),
             ("*", "condition holds; condition clear; pod gone", "recorded", "", ""),
+            // What would end or repeat a call waits for its outcome.
+            ("*", "a person: ack; a person: snooze", "recorded", "IncidentInstructed", ""),
             // The task of the window before is known already.
             ("Calling, a repeat", "Accepted, claim of an earlier window", "—", "", ""),
             (
@@ -560,7 +653,39 @@ const EXPECTED: &[(&str, &[Row])] = &[
                 "",
             ),
             ("*", "occurrence; occurrence, of a new pod of that name", "recorded", "", "Window"),
-            ("it still holds; reopened, owed", "condition holds", "—", "", ""),
+            (
+                "*",
+                "a person: retry",
+                "pending (WaitingForSlot, window + 1)",
+                "EventPending,IncidentInstructed",
+                "",
+            ),
+            ("*", "a person: ack; a person: snooze", "recorded", "IncidentInstructed", ""),
+            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved", ""),
+            (
+                "observed, it still holds",
+                "the Hook observes no more",
+                "pending (WaitingForSlot, window + 1)",
+                "EventPending",
+                "",
+            ),
+            // Some earlier call, of before it observed.
+            (
+                "observed, it still holds",
+                "Accepted; Accepted, old claim of this window; Accepted, claim of an earlier window; lookup: found",
+                "recorded",
+                "",
+                "",
+            ),
+            ("observed, it still holds", "Accepted, with the answer", "recorded", "AgentAnswered", ""),
+            ("observed, it still holds", "task ended", "—", "", ""),
+            (
+                "it still holds; reopened, owed; snoozed, it still holds; observed, it still holds",
+                "condition holds",
+                "—",
+                "",
+                "",
+            ),
             ("*", "condition holds", "recorded", "", ""),
             ("*", "condition clear", "recorded", "", ""),
             ("*", "pod gone", "resolved (PodGone)", "EventResolved", ""),
@@ -574,7 +699,7 @@ const EXPECTED: &[(&str, &[Row])] = &[
                 "",
             ),
             (
-                "at the window's end",
+                "at the window's end; acknowledged, at the window's end",
                 "time: one second; time: its next wake; time: 24 h after it was due; time: suspended, 16 min later",
                 "resolved (Quiet)",
                 "EventResolved",
@@ -609,7 +734,17 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ("*", "occurrence, seen before", "—", "", "Duplicate"),
             ("*", "occurrence, stale", "—", "", "Stale"),
             (
-                "inside the window",
+                "*",
+                "a person: retry",
+                "pending (WaitingForSlot, window + 1)",
+                "EventPending,IncidentInstructed",
+                "",
+            ),
+            ("*", "a person: ack; a person: snooze; a person: resolve", "recorded", "IncidentInstructed", ""),
+            // It is as it was when a person ended it.
+            ("by hand, it still holds", "condition holds", "—", "", ""),
+            (
+                "inside the window; by hand, it still holds",
                 "occurrence; occurrence, of a new pod of that name; condition holds",
                 "notified (Reopened)",
                 "EventReopened",

@@ -437,6 +437,7 @@ impl Khook {
             status: &question.text.status,
             signals: &signals,
             outcomes: &outcomes,
+            instructions: &[],
             capacity: &Capacity { may_claim: question.leading, ..self.capacity.clone() },
             claims: Claims {
                 process: question.process,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    hook::EventType,
+    hook::{EventType, Verb},
     incident::{fixtures::*, key, signal},
 };
 
@@ -50,6 +50,11 @@ enum Op {
     /// A rule wants the agent to hear of the end, or does not any more.
     Notify(usize),
     Suspend(bool),
+    Observe(bool),
+    /// A person says something of an incident; of a snooze, for how many seconds.
+    Say(usize, Verb, u64),
+    /// A person tries the Hook out, on a pod that may be in trouble of its own.
+    Test(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +115,10 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..3usize).prop_map(Op::Rule),
         1 => (0..3usize).prop_map(Op::Notify),
         1 => any::<bool>().prop_map(Op::Suspend),
+        1 => prop::sample::select(&[false, false, true][..]).prop_map(Op::Observe),
+        2 => (any::<usize>(), prop::sample::select(Verb::ALL.to_vec()), prop::sample::select(spans.to_vec()))
+            .prop_map(|(which, verb, span)| Op::Say(which, verb, span)),
+        1 => (0..PODS.len()).prop_map(Op::Test),
     ]
 }
 
@@ -343,6 +352,20 @@ impl World {
                 }
             }
             Op::Suspend(suspended) => self.bench.rules.suspended = *suspended,
+            Op::Observe(observes) => self.bench.rules.observes = *observes,
+            Op::Say(which, verb, span) => {
+                let entries: Vec<&ActiveEvent> = self.bench.status.active_events.iter().collect();
+                if let Some(session) = pick(&entries, *which).and_then(|entry| entry.session_id.clone()) {
+                    let until = (*verb == Verb::Snooze).then(|| self.now + Duration::from_millis(*span));
+                    let instruction = Instruction { verb: *verb, by: "jane".into(), at: self.now, until };
+                    self.bench.instructions.push((session, instruction));
+                }
+            }
+            Op::Test(pod) => {
+                let mut signal = self.restart(PODS[*pod], self.now);
+                signal.test = Some(format!("t{}", self.restarts));
+                self.tell(signal);
+            }
         }
         // A breaker's time passes like any other.
         for (name, _) in &self.gates {
@@ -565,6 +588,12 @@ impl World {
                 let wanted = self.bench.rules.of(entry).is_some_and(|rule| rule.notify_resolved);
                 assert!(wanted && !self.bench.rules.suspended, "not wanted: {entry:#?}\n{trace}");
             }
+            if entry.status == Phase::Firing && before.is_none_or(|e| e.status != Phase::Firing) {
+                let quiet = entry.instruction.as_ref().is_some_and(|said| {
+                    said.verb == Verb::Ack || said.until.is_some_and(|until| self.now < until)
+                });
+                assert!(!quiet && !self.bench.rules.observes, "nobody was to be called: {entry:#?}\n{trace}");
+            }
             if lifecycle::farewell_is(entry, FarewellState::Told) {
                 let session = entry.session_id.as_ref().expect("a session");
                 let said = self.farewells.keys().any(|(said, _)| said == session);
@@ -572,7 +601,11 @@ impl World {
             }
             let window = (entry.session_id.clone().expect("a session"), entry.window);
             let received = self.received.get(&window).copied().unwrap_or_default();
+            // What a person wanted asked again may have been over before it was, and be back.
+            let reopened = entry.reason == Some(Reason::Reopened) && entry.due_at > entry.last_notified_at;
             if entry.status == Phase::Notified
+                && !entry.observed
+                && !reopened
                 && entry.outcome != Some(crate::incident::outcome::EndState::OutcomeUnknown)
             {
                 assert!(received > 0, "notified of what nobody has: {entry:#?}\n{trace}");
@@ -595,7 +628,7 @@ impl World {
     fn keys(&self, signal: &Signal) -> Vec<Key> {
         let configurations = self.bench.rules.configurations.iter();
         let listening = configurations.filter(|rule| rule.event_type == signal.event_type);
-        listening.map(|rule| rule.key(&signal.namespace, &signal.pod)).collect()
+        listening.map(|rule| rule.key(signal)).collect()
     }
 
     fn was_resolved(&self, plan: &Plan, id: &str) -> bool {
@@ -629,7 +662,7 @@ impl World {
                             && matches!(later.nature, Nature::Condition { state, .. } if state != StandingState::Holds)
                     });
                     let known = entry.is_some_and(|entry| {
-                        entry.status != Phase::Resolved
+                        (entry.status != Phase::Resolved || lifecycle::is_dismissed(entry))
                             && matches!(&entry.condition, Some(c) if c.state == StandingState::Holds)
                     });
                     // A newer pod of that name speaks for itself.
@@ -697,6 +730,7 @@ impl World {
             status: &self.bench.status,
             signals: &held_back,
             outcomes: &[],
+            instructions: &self.bench.instructions,
             capacity: &capacity,
             claims: self.bench.claims(),
             policy: &self.bench.policy,
@@ -781,6 +815,7 @@ impl World {
         self.fail_write = false;
         self.lose_answer = false;
         self.bench.rules.suspended = false;
+        self.bench.rules.observes = false;
         self.bench.capacity.may_claim = true;
         for pod in PODS {
             self.conditions.insert(pod, (StandingState::Clear, self.now));
@@ -943,6 +978,15 @@ fn an_owed_repeat_of_a_suspended_hook_is_suspended_at_once() {
 fn a_new_pod_that_is_well_ends_what_waits_for_the_old_one() {
     let ops = [Op::Restart(0), Op::ProbeEvent(1), Op::Condition(0, StandingState::Holds), Op::Replace(0)];
     live(&NARROW, &ops);
+}
+
+#[test]
+fn what_is_held_back_for_several_agents_is_admitted_for_each_within_a_plan() {
+    let tests = [0, 0, 0].map(Op::Test);
+    let restarts = [1, 2, 0, 0].map(Op::Restart);
+    let ops: Vec<Op> = [Op::ProbeEvent(0)].into_iter().chain(restarts).chain(tests).collect();
+    let end = [Op::Sleep(31_000), Op::Sleep(1_200_000), Op::End(0, End::NotRun), Op::Suspend(true)];
+    live(&WIDE, &ops.into_iter().chain(end).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,103 @@
+//! An annotation on a Hook is how a command has the running operator do something, and the status is how it hears
+//! that it was done.
+
+use std::{future, time::Duration};
+
+use chrono::{DateTime, Utc};
+use futures::StreamExt as _;
+use kube::{
+    ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::watcher,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Error, cluster::Cluster};
+use crate::hook::Hook;
+
+const FIELD_MANAGER: &str = "khook-cli";
+
+/// Writes an annotation, or with `dry_run` has the apiserver check that it could be.
+///
+/// # Errors
+/// What the apiserver said, and what to do about it.
+pub async fn set(
+    cluster: &Cluster,
+    hook: &Hook,
+    key: &str,
+    value: &impl Serialize,
+    dry_run: bool,
+) -> Result<(), Error> {
+    let text = serde_json::to_string(value).map_err(Error::because("no JSON"))?;
+    patch(cluster, hook, key, text.into(), dry_run).await
+}
+
+/// Takes an annotation off again: what it asked for is done, and stands in the status.
+///
+/// # Errors
+/// What the apiserver said, and what to do about it.
+pub async fn remove(cluster: &Cluster, hook: &Hook, key: &str) -> Result<(), Error> {
+    patch(cluster, hook, key, Value::Null, false).await
+}
+
+async fn patch(cluster: &Cluster, hook: &Hook, key: &str, value: Value, dry_run: bool) -> Result<(), Error> {
+    // Of this Hook, and no other that has its name by now.
+    let body = json!({"metadata": {"uid": hook.uid(), "annotations": {key: value}}});
+    let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let patched = cluster.hooks().patch(&hook.name_any(), &params, &Patch::Merge(&body)).await;
+    match patched {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
+            Err(Error::new(format!("the Hook {} is gone, or is another one by now", hook.name_any())))
+        }
+        Err(error) => Err(cluster.refused("patch", "hooks.kagent.dev", false, error)),
+    }
+}
+
+/// Looks at a Hook whenever it changes, until there is something to tell; none after `limit`.
+///
+/// # Errors
+/// Where the Hook is gone.
+pub async fn follow<T>(
+    cluster: &Cluster,
+    hook: &Hook,
+    limit: Duration,
+    mut look: impl FnMut(&Hook) -> Option<T>,
+) -> Result<Option<T>, Error> {
+    let gone = || Error::new(format!("the Hook {} is gone", hook.name_any()));
+    let mut seen = false;
+    let mut changes = cluster.watch_hooks(false).filter(|item| future::ready(item.is_ok()));
+    let watch = async {
+        while let Some(item) = changes.next().await {
+            match item {
+                Ok(watcher::Event::Apply(new) | watcher::Event::InitApply(new))
+                    if new.uid() == hook.uid() =>
+                {
+                    seen = true;
+                    if let Some(found) = look(&new) {
+                        return Ok(found);
+                    }
+                }
+                Ok(watcher::Event::Delete(old)) if old.uid() == hook.uid() => return Err(gone()),
+                Ok(watcher::Event::InitDone) if !seen => return Err(gone()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(gone())
+    };
+    match tokio::time::timeout(limit, watch).await {
+        Ok(found) => found.map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The time by the apiserver's clock, in whole milliseconds and later than `last`: of several instructions the newest
+/// counts, whoever's clock is wrong.
+///
+/// # Errors
+/// What the apiserver said.
+pub async fn now(cluster: &Cluster, last: Option<DateTime<Utc>>) -> Result<DateTime<Utc>, Error> {
+    let (now, _) = cluster.clock().await?;
+    Ok(last.map_or(now, |last| now.max(last + Duration::from_millis(1))))
+}
