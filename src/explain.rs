@@ -12,7 +12,7 @@ use kube::{ResourceExt as _, runtime::watcher};
 use serde::Serialize;
 
 use crate::{
-    hook::{ActiveEvent, EventType, Hook, HookStatus, Mode, Phase, Reason, StandingState},
+    hook::{ActiveEvent, EventType, Hook, HookStatus, Mode, Phase, Reason, StandingState, Verb},
     incident::{
         breaker::Allow,
         lifecycle::{self, Scene},
@@ -220,14 +220,22 @@ pub fn standing(
         Some(told) if !told.by.is_empty() => format!(" by {}", told.by),
         _ => String::new(),
     };
-    match (entry.status, entry.reason) {
-        (_, Some(Reason::Snoozed)) => says(
-            format!("snoozed{}: nobody is asked", by()),
-            entry.instruction.as_ref().and_then(|told| told.until),
-        ),
-        (_, Some(Reason::Acknowledged)) => {
-            says(format!("acknowledged{}: nobody else is asked about this episode", by()), None)
+    // What a person wants counts for what was asked about as well, whose reason stays that it was.
+    if matches!(entry.status, Phase::Pending | Phase::Notified)
+        && entry.reason != Some(Reason::Suspended)
+        && let Some(instruction) = &entry.instruction
+    {
+        match instruction.verb {
+            Verb::Snooze if instruction.until.is_some_and(|until| now < until) => {
+                return says(format!("snoozed{}: nobody is asked", by()), instruction.until);
+            }
+            Verb::Ack => {
+                return says(format!("acknowledged{}: nobody else is asked about this episode", by()), None);
+            }
+            Verb::Retry | Verb::Snooze | Verb::Resolve => {}
         }
+    }
+    match (entry.status, entry.reason) {
         (Phase::Pending, Some(Reason::CircuitOpen | Reason::AgentNotReady | Reason::WaitingForSlot)) => {
             says(told, entry.next_attempt_at)
         }

@@ -749,9 +749,9 @@ pub enum Reason {
     AgentCallFailed,
     /// pending: the Hook is suspended.
     Suspended,
-    /// pending or notified: somebody works on it, nobody else is asked.
+    /// pending: somebody works on it, nobody else is asked.
     Acknowledged,
-    /// pending or notified: nobody is asked before the time that somebody has set.
+    /// pending: nobody is asked before the time that somebody has set.
     Snoozed,
     /// firing: the call is being made.
     Calling,

@@ -179,8 +179,13 @@ fn an_incident_that_stands_says_until_when_and_by_whom() {
     let (why, until) = standing_of("notified", "AgentCalled", json!({"seen": ["* 0 2026-01-01T12:00:00Z"]}));
     assert_eq!((why.as_str(), until), ("because; not asked again before", Some(at(550))));
     let snooze = json!({"instruction": {"verb": "snooze", "by": "ada", "at": at(-30), "until": at(900)}});
-    let (why, until) = standing_of("notified", "Snoozed", snooze);
-    assert_eq!((why.as_str(), until), ("snoozed by ada: nobody is asked", Some(at(900))));
+    for (phase, reason) in [("notified", "AgentCalled"), ("pending", "Snoozed")] {
+        let (why, until) = standing_of(phase, reason, snooze.clone());
+        assert_eq!((why.as_str(), until), ("snoozed by ada: nobody is asked", Some(at(900))));
+    }
+    let ack = json!({"instruction": {"verb": "ack", "by": "ada", "at": at(-30)}});
+    let (why, until) = standing_of("notified", "AgentCalled", ack);
+    assert_eq!((why.as_str(), until), ("acknowledged by ada: nobody else is asked about this episode", None));
     let (why, until) =
         standing_of("pending", "BackingOff", json!({"nextAttemptAt": at(7), "lastError": "no route"}));
     assert_eq!((why.as_str(), until), ("because; the last attempt: no route", Some(at(7))));
