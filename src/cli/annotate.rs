@@ -11,7 +11,7 @@ use kube::{
     runtime::watcher,
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Error, cluster::Cluster};
 use crate::hook::Hook;
@@ -29,27 +29,53 @@ pub async fn set(
     value: &impl Serialize,
     dry_run: bool,
 ) -> Result<(), Error> {
-    let text = serde_json::to_string(value).map_err(Error::because("no JSON"))?;
-    patch(cluster, hook, key, text.into(), dry_run).await
+    // Of this Hook, and no other that has its name by now.
+    let metadata = json!({"uid": hook.uid(), "annotations": {key: text(value)?}});
+    match patch(cluster, hook, metadata, dry_run).await? {
+        true => Ok(()),
+        false => Err(Error::new(format!("the Hook {} is another one by now", hook.name_any()))),
+    }
 }
 
-/// Takes an annotation off again: what it asked for is done, and stands in the status.
+/// Takes an annotation off again: what it asked for is done, and stands in the status. One that somebody else has
+/// written there since is theirs, and stays.
 ///
 /// # Errors
 /// What the apiserver said, and what to do about it.
-pub async fn remove(cluster: &Cluster, hook: &Hook, key: &str) -> Result<(), Error> {
-    patch(cluster, hook, key, Value::Null, false).await
+pub async fn remove(cluster: &Cluster, hook: &Hook, key: &str, value: &impl Serialize) -> Result<(), Error> {
+    let own = text(value)?;
+    loop {
+        let newest = cluster.hook(&hook.name_any()).await?;
+        if newest.uid() != hook.uid() || newest.annotations().get(key) != Some(&own) {
+            return Ok(());
+        }
+        let version = newest.resource_version();
+        let metadata = json!({"resourceVersion": version, "annotations": {key: null}});
+        if patch(cluster, hook, metadata, false).await? {
+            return Ok(());
+        }
+        // Somebody wrote in between, perhaps khook its status.
+    }
 }
 
-async fn patch(cluster: &Cluster, hook: &Hook, key: &str, value: Value, dry_run: bool) -> Result<(), Error> {
-    // Of this Hook, and no other that has its name by now.
-    let body = json!({"metadata": {"uid": hook.uid(), "annotations": {key: value}}});
+fn text(value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(Error::because("no JSON"))
+}
+
+/// False where the Hook is another version, or another Hook, than the metadata says.
+async fn patch(
+    cluster: &Cluster,
+    hook: &Hook,
+    metadata: serde_json::Value,
+    dry_run: bool,
+) -> Result<bool, Error> {
     let params = PatchParams { dry_run, field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    let patched = cluster.hooks().patch(&hook.name_any(), &params, &Patch::Merge(&body)).await;
-    match patched {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
-            Err(Error::new(format!("the Hook {} is gone, or is another one by now", hook.name_any())))
+    let body = Patch::Merge(json!({"metadata": metadata}));
+    match cluster.hooks().patch(&hook.name_any(), &params, &body).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            Err(Error::new(format!("the Hook {} is gone", hook.name_any())))
         }
         Err(error) => Err(cluster.refused("patch", "hooks.kagent.dev", false, error)),
     }

@@ -27,6 +27,10 @@ pub fn read(arguments: &[PathBuf]) -> impl Iterator<Item = Input> {
     arguments.iter().flat_map(|argument| {
         let mut found = Vec::new();
         find(argument, true, &mut found);
+        if found.is_empty() {
+            // A path that is not the one that was meant is not sound.
+            found.push((argument.clone(), Some("has no .yaml, .yml or .json file in it".into())));
+        }
         found.into_iter().map(|(path, unread)| Input {
             name: path.display().to_string(),
             bytes: unread.map_or_else(|| bytes(&path), Err),

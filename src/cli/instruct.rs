@@ -100,9 +100,11 @@ async fn say(
              as khook can: `khook doctor` says whether it runs"
         )));
     };
-    annotate::remove(&cluster, &hook, &key).await?;
+    annotate::remove(&cluster, &hook, &key, &said).await?;
     let Some(entry) = done else {
-        return Err(Error::new("the incident was forgotten meanwhile: it had been resolved for long"));
+        return Err(Error::new(
+            "the incident has begun anew meanwhile, or was forgotten: see `khook status`",
+        ));
     };
     if entry.instruction.as_ref().is_some_and(|known| known.at > at) {
         eprintln!("somebody else has said something about it since");
@@ -128,9 +130,10 @@ fn find<'a>(hook: &'a Hook, wanted: &str, verb: Verb) -> Result<&'a ActiveEvent,
     let by_pod = |entry: &&ActiveEvent| {
         entry.resource_name == pod && event_type.is_none_or(|wanted| wanted == entry.event_type.as_str())
     };
-    let mut found: Vec<&ActiveEvent> = entries.iter().copied().filter(by_id).collect();
-    if found.is_empty() {
-        found = entries.iter().copied().filter(by_pod).collect();
+    let mut found: Vec<&ActiveEvent> =
+        entries.iter().copied().filter(|entry| by_id(entry) || by_pod(entry)).collect();
+    if let Some(entry) = found.iter().find(|entry| entry.id == wanted) {
+        return Ok(entry);
     }
     // What is over is meant only where nothing else can be.
     if found.iter().any(|entry| entry.status != Phase::Resolved) {
@@ -181,6 +184,7 @@ mod tests {
                 entry("bbbb000003", "oom-kill", "web-1", "pending"),
                 entry("cccc000004", "pod-restart", "web-1", "firing"),
                 entry("dddd000005", "pod-restart", "web-2", "resolved"),
+                entry("eeee000006", "oom-kill", "bbbb", "notified"),
             ]},
         }))
         .expect("a Hook")
@@ -192,7 +196,7 @@ mod tests {
         let id = |wanted: &str| find(&hook, wanted, Verb::Ack).map(|entry| entry.id.clone());
         for (wanted, expected) in [
             ("aaaa000001", "aaaa000001"),
-            ("bbbb", "bbbb000003"),
+            ("bbbb0", "bbbb000003"),
             ("web-0", "aaaa000001"),
             ("web-2", "dddd000005"),
             ("oom-kill/web-1", "bbbb000003"),
@@ -207,6 +211,7 @@ mod tests {
             ),
             ("web-9", "the Hook web has no incident \"web-9\"; it has:\n  aaaa000001"),
             ("bbb", "no incident \"bbb\""),
+            ("bbbb", "2 incidents of the Hook web are \"bbbb\""),
         ] {
             let error = id(wanted).expect_err("none").to_string();
             assert!(error.contains(why), "{error}");

@@ -68,7 +68,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
     annotate::set(&cluster, &hook, &key, &trial, false).await?;
     let followed = follow(&cluster, &hook, &name, &args).await;
     // Whatever came of it: left there, the Hook would be tried again once its test is forgotten, if it is not too old.
-    annotate::remove(&cluster, &hook, &key).await?;
+    annotate::remove(&cluster, &hook, &key, &trial).await?;
     let entries = followed?;
     dismiss(&cluster, &hook, &entries).await?;
     let views: Vec<view::Incident> =
@@ -181,7 +181,8 @@ async fn dismiss(cluster: &Cluster, hook: &Hook, entries: &[ActiveEvent]) -> Res
         let Some(session) = &entry.session_id else { continue };
         let at = annotate::now(cluster, entry.instruction.as_ref().map(|known| known.at)).await?;
         let key = instruction_key(Verb::Resolve, session);
-        annotate::set(cluster, hook, &key, &Said { at, by: cluster.who().await, span: None }, false).await?;
+        let said = Said { at, by: cluster.who().await, span: None };
+        annotate::set(cluster, hook, &key, &said, false).await?;
         let is_done = |known: &Option<Instruction>| known.as_ref().is_some_and(|known| known.at >= at);
         annotate::follow(cluster, hook, Duration::from_secs(15), |hook| {
             let entries = hook.status.iter().flat_map(|status| &status.active_events);
@@ -189,7 +190,7 @@ async fn dismiss(cluster: &Cluster, hook: &Hook, entries: &[ActiveEvent]) -> Res
             same.all(|other| is_done(&other.instruction)).then_some(())
         })
         .await?;
-        annotate::remove(cluster, hook, &key).await?;
+        annotate::remove(cluster, hook, &key, &said).await?;
     }
     Ok(())
 }

@@ -65,6 +65,9 @@ pub fn main(args: Args, connection: Connection) -> Result<ExitCode, Error> {
     for input in files::read(&args.files) {
         report.files += 1;
         match input.bytes {
+            Ok(bytes) if bytes.trim_ascii().is_empty() => {
+                report.faults.push(Fault::unreadable(input.name, "is empty".into()));
+            }
             Ok(bytes) => {
                 let checked = checker.check(&input.name, &bytes);
                 report.hooks += checked.hooks;

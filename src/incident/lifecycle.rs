@@ -921,7 +921,11 @@ fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &
             entry.status = Phase::Notified;
             entry.owed = true;
             entry.resolved_at = None;
-            because(entry, Reason::Reopened, "it came back: asked again if it lasts until the window ends");
+            let why = match is_acknowledged(entry) {
+                true => "it came back, and somebody works on it: nobody is asked",
+                false => "it came back: asked again if it lasts until the window ends",
+            };
+            because(entry, Reason::Reopened, why);
             effects.tell(NoticeKind::EventReopened, entry, entry.message.clone());
         }
         Some(_) if remembered => {
@@ -942,7 +946,7 @@ fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &
                 fresh.first_seen = fresh.first_seen.max(after);
                 fresh.last_seen = fresh.last_seen.max(fresh.first_seen);
                 fresh.session_id = Some(key.session_id(scene.hook_uid, fresh.first_seen));
-                if silent_until(entry).is_some_and(|until| scene.now < until) {
+                if is_mute(entry, scene.now) && (remembered || !is_acknowledged(entry)) {
                     // The silence is about the trouble, not about one stretch of it.
                     fresh.instruction = entry.instruction.take();
                 }
@@ -1132,13 +1136,18 @@ fn instructed(entry: &mut ActiveEvent, instruction: &Instruction, scene: &Scene,
             if before != Phase::Pending {
                 effects.tell(NoticeKind::EventPending, entry, entry.message.clone());
             }
-            "the agent is to be asked now"
+            match (scene.suspended, scene.observes) {
+                (true, _) => "the agent is to be asked when the Hook is active again",
+                (false, true) => "to be noted as asked now: the Hook observes",
+                (false, false) => "the agent is to be asked now",
+            }
         }
         Verb::Ack => "acknowledged: nobody is asked any more in this episode",
         Verb::Snooze => "snoozed",
         Verb::Resolve if entry.status == Phase::Resolved => "it was resolved already",
         Verb::Resolve => {
-            return resolve(entry, Reason::ResolvedByHand, &format!("resolved{by}"), scene, effects);
+            resolve(entry, Reason::ResolvedByHand, &format!("resolved{by}"), scene, effects);
+            "resolved"
         }
     };
     if entry.status == Phase::Pending && is_mute(entry, scene.now) {

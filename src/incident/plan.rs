@@ -1006,6 +1006,8 @@ fn bring_into_range(entry: &mut ActiveEvent, now: DateTime<Utc>) {
     others.into_iter().flatten().for_each(mend);
     entry.claim.iter_mut().map(|claim| &mut claim.at).for_each(mend);
     entry.condition.iter_mut().map(|condition| &mut condition.since).for_each(mend);
+    let said = entry.instruction.iter_mut();
+    said.flat_map(|said| [Some(&mut said.at), said.until.as_mut()]).flatten().for_each(mend);
     if matches!(entry.status, Phase::Pending | Phase::Firing) {
         entry.due_at = entry.due_at.or(Some(entry.first_seen));
     }

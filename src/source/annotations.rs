@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,6 +36,10 @@ const MAX_NAME: usize = 40;
 
 /// Longest name of a person that is kept, in bytes.
 const MAX_BY: usize = 128;
+
+/// How far the clock of whoever writes may be ahead. What is later would be done again and again, or keep everything
+/// else from being done; and the apiserver takes no year of five digits.
+const MAX_AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// How long nobody may be asked at most.
 pub const LONGEST_SNOOZE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -101,7 +105,7 @@ pub fn read(hook: &Hook, now: DateTime<Utc>) -> Annotations {
         let Some(key) = key.strip_prefix(PREFIX) else { continue };
         let understood = match key.split_once('.') {
             Some((TEST, name)) => test(hook, name, value, now).map(|signal| read.tests.push(signal)),
-            Some((word, session)) => instruction(word, value)
+            Some((word, session)) => instruction(word, value, now)
                 .map(|instruction| read.instructions.push((session.to_owned(), instruction))),
             None => Err("its name is VERB.SESSION or test.NAME".into()),
         };
@@ -113,7 +117,7 @@ pub fn read(hook: &Hook, now: DateTime<Utc>) -> Annotations {
     read
 }
 
-fn instruction(word: &str, value: &str) -> Result<Instruction, String> {
+fn instruction(word: &str, value: &str, now: DateTime<Utc>) -> Result<Instruction, String> {
     let verb = Verb::ALL.into_iter().find(|verb| verb.as_str() == word);
     let verb = verb.ok_or_else(|| {
         let verbs: Vec<&str> = Verb::ALL.iter().map(|verb| verb.as_str()).collect();
@@ -122,20 +126,20 @@ fn instruction(word: &str, value: &str) -> Result<Instruction, String> {
     let said: Said = serde_json::from_str(value).map_err(|error| {
         format!(r#"its value is JSON such as {{"at":"2026-01-02T03:04:05Z","by":"jane"}}: {error}"#)
     })?;
+    let at = time(said.at, now)?;
     let until = match (verb, &said.span) {
         (Verb::Snooze, Some(span)) => {
             let span = parse_duration(span).map_err(|form| format!("\"for\" is not {form}"))?;
             if span.is_zero() || span > LONGEST_SNOOZE {
                 return Err("\"for\" is longer than nothing, and at most 168h".into());
             }
-            let until = TimeDelta::from_std(span).ok().and_then(|span| said.at.checked_add_signed(span));
-            Some(until.ok_or("its time is out of all range")?.trunc_subsecs(3))
+            Some(at + span)
         }
         (Verb::Snooze, None) => return Err(r#"it needs "for", such as "for":"2h""#.into()),
         (Verb::Retry | Verb::Ack | Verb::Resolve, Some(_)) => return Err("only snooze has \"for\"".into()),
         (Verb::Retry | Verb::Ack | Verb::Resolve, None) => None,
     };
-    Ok(Instruction { verb, by: name(&said.by), at: said.at.trunc_subsecs(3), until })
+    Ok(Instruction { verb, by: name(&said.by), at, until })
 }
 
 fn test(hook: &Hook, key: &str, value: &str, now: DateTime<Utc>) -> Result<Signal, String> {
@@ -157,7 +161,7 @@ fn test(hook: &Hook, key: &str, value: &str, now: DateTime<Utc>) -> Result<Signa
         EventType::OomKill => Cause::OomKill,
         EventType::ProbeFailed => Cause::Liveness,
     };
-    let at = trial.at.trunc_subsecs(3);
+    let at = time(trial.at, now)?;
     Ok(Signal {
         event_type: trial.event_type,
         cause,
@@ -172,6 +176,13 @@ fn test(hook: &Hook, key: &str, value: &str, now: DateTime<Utc>) -> Result<Signa
         nature: Nature::Occurrence(Occurrence { source: format!("{TEST}/{key}"), at, count: 1 }),
         test: Some(key.to_owned()),
     })
+}
+
+fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
+    match (DateTime::UNIX_EPOCH..=now + MAX_AHEAD).contains(&at) {
+        true => Ok(at.trunc_subsecs(3)),
+        false => Err(format!("\"at\" is when it was written, and now it is {}", now.format("%FT%TZ"))),
+    }
 }
 
 // On one line, as long as a status can bear.
@@ -239,7 +250,23 @@ mod tests {
                 "a span of time",
             ),
             ("khook.kagent.dev/snooze.abc", r#"{"at":"2026-01-02T03:04:05Z","for":"0s"}"#, "at most 168h"),
-            ("khook.kagent.dev/snooze.abc", r#"{"at":"+262142-12-31T23:59:59Z","for":"168h"}"#, "its time"),
+            (
+                "khook.kagent.dev/snooze.abc",
+                r#"{"at":"+262142-12-31T23:59:59Z","for":"168h"}"#,
+                "when it was written",
+            ),
+            (
+                "khook.kagent.dev/ack.abc",
+                r#"{"at":"+10000-01-01T00:00:00Z"}"#,
+                "now it is 2026-01-02T03:05:00Z",
+            ),
+            ("khook.kagent.dev/ack.abc", r#"{"at":"2026-01-02T03:10:01Z"}"#, "when it was written"),
+            ("khook.kagent.dev/ack.abc", r#"{"at":"-0001-01-01T00:00:00Z"}"#, "when it was written"),
+            (
+                "khook.kagent.dev/test.a",
+                r#"{"at":"2099-01-01T00:00:00Z","type":"oom-kill","pod":"p"}"#,
+                "when it was",
+            ),
             (
                 "khook.kagent.dev/test.",
                 r#"{"at":"2026-01-02T03:04:05Z","type":"oom-kill","pod":"p"}"#,

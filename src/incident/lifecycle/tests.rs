@@ -480,7 +480,7 @@ const EXPECTED: &[(&str, &[Row])] = &[
             ("*", "a person: ack", "pending (Acknowledged)", "IncidentInstructed", ""),
             ("Snoozed", "a person: snooze", "recorded", "IncidentInstructed", ""),
             ("*", "a person: snooze", "pending (Snoozed)", "IncidentInstructed", ""),
-            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved", ""),
+            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved,IncidentInstructed", ""),
             ("*", "called, but the Hook observes", "notified (Observed)", "AgentCallObserved", ""),
             (
                 "Acknowledged",
@@ -661,7 +661,7 @@ const EXPECTED: &[(&str, &[Row])] = &[
                 "",
             ),
             ("*", "a person: ack; a person: snooze", "recorded", "IncidentInstructed", ""),
-            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved", ""),
+            ("*", "a person: resolve", "resolved (ResolvedByHand)", "EventResolved,IncidentInstructed", ""),
             (
                 "observed, it still holds",
                 "the Hook observes no more",

@@ -1529,3 +1529,33 @@ fn calls_are_counted_by_the_day_for_a_week() {
     assert!(days.iter().all(|(_, calls)| *calls >= 1), "{days:?}");
     assert_eq!(bench.turn(&[], &[], at(8 * DAY + 1)).status.calls_per_day, bench.status.calls_per_day);
 }
+
+#[test]
+fn what_is_acknowledged_before_anybody_was_called_stays_so_for_as_long_as_it_is_remembered() {
+    for (later, expected) in [(1800, Acknowledged), (2 * 3600, Holding)] {
+        let mut bench = Bench::new(rules(vec![rule(EventType::ProbeFailed, AGENT)]));
+        bench.turn(&[readiness("web-0", StandingState::Holds, at(0))], &[], at(1));
+        bench.say("web-0", Verb::Ack, at(2), None);
+        bench.turn(&[], &[], at(2));
+        bench.turn(&[readiness("web-0", StandingState::Clear, at(10))], &[], at(10));
+        assert_eq!(bench.phases(), [("web-0", Resolved, RecoveredBeforeCall)]);
+        bench.turn(&[readiness("web-0", StandingState::Holds, at(later))], &[], at(later));
+        assert_eq!(bench.phases(), [("web-0", Pending, expected)], "after {later} s");
+    }
+}
+
+#[test]
+fn absurd_times_of_an_instruction_stop_nothing() {
+    let mut bench = notified(&["web-0"], at(0));
+    bench.status.active_events[0].instruction = Some(Instruction {
+        verb: Verb::Snooze,
+        by: String::new(),
+        at: DateTime::<Utc>::MAX_UTC,
+        until: Some(DateTime::<Utc>::MAX_UTC),
+    });
+    bench.turn(&[], &[], at(3));
+    let told = bench.entry().instruction.clone().expect("an instruction");
+    assert_eq!((told.at, told.until), (at(3), Some(at(3))));
+    bench.turn(&[], &[], at(700));
+    bench.turn(&[], &[], at(10_000));
+}
