@@ -18,9 +18,8 @@ use serde::Serialize;
 use crate::{
     hook::{EventType, HookStatus, Phase, StandingState},
     incident::{
-        breaker::Allow,
         outcome::{EndState, Ended, Reply},
-        plan::{self, AgentCapacity, Capacity, Claims, Inputs, News, Outcome},
+        plan::{self, Capacity, Claims, Inputs, News, Outcome},
         policy::Policy,
         rules::Rules,
         signal::{Nature, Signal},
@@ -124,10 +123,7 @@ impl Story {
             for signal in index.signals(&place, |_| true, until) {
                 let at = signal.at().clamp(from, until);
                 if !matches!(signal.nature, Nature::Occurrence(_) if signal.at() < from) {
-                    if matches!(
-                        signal.nature,
-                        Nature::Occurrence(_) | Nature::Condition { state: StandingState::Holds, .. }
-                    ) {
+                    if signal.is_trouble() {
                         kinds.insert(signal.event_type);
                     }
                     news.push(Heard { at, signal });
@@ -180,13 +176,7 @@ impl Story {
 
     /// The calls that rules would have made, with agents that take every call at once.
     pub fn calls(&self, rules: &Rules, namespace: &str, policy: &Policy) -> Vec<Call> {
-        let well = AgentCapacity { slots: usize::MAX, allow: Allow::All, closed_at: None };
-        let capacity = Capacity {
-            may_claim: true,
-            slots: usize::MAX,
-            shared: BTreeMap::new(),
-            agents: rules.configurations.iter().map(|rule| (rule.agent.clone(), well.clone())).collect(),
-        };
+        let capacity = Capacity::boundless(rules);
         let (begun, busy, unmoved) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         let (mut status, mut next) = (HookStatus::default(), 1);
         let (mut inbox, mut outcomes): (Vec<Signal>, Vec<Outcome>) = Default::default();
@@ -211,11 +201,7 @@ impl Story {
                 policy,
                 now,
             });
-            let mut number = 0;
-            inbox.retain(|_| {
-                number += 1;
-                plan.held_back.contains(&(number - 1)) || plan.young.contains(&(number - 1))
-            });
+            inbox = plan.held_back.union(&plan.young).map(|index| inbox[*index].clone()).collect();
             (status, next, outcomes) = (plan.status, plan.next_sequence, Vec::new());
             for (claim, agent) in plan.claimed {
                 let Some(entry) =

@@ -14,10 +14,10 @@ use serde::Serialize;
 use crate::{
     hook::{ActiveEvent, EventType, Hook, HookStatus, Mode, Phase, Reason, StandingState, Verb},
     incident::{
-        breaker::Allow,
         lifecycle::{self, Scene},
-        plan::{self, AgentCapacity, Capacity, Claims, Inputs as PlanInputs, Plan},
+        plan::{self, Capacity, Claims, Inputs as PlanInputs, Plan},
         policy::Policy,
+        prompt::rfc3339,
         rules::{Rule, Rules, Severity},
         signal::{Nature, Signal},
     },
@@ -27,6 +27,7 @@ use crate::{
         index::{Index, Worth, has_happened},
         pods::{ContainerStatus, Pod},
     },
+    view::age,
 };
 
 /// All an explanation is made from.
@@ -373,10 +374,6 @@ impl<'a> Ears<'a> {
 
 const LONG_AGO: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
-fn is_trouble(signal: &Signal) -> bool {
-    matches!(signal.nature, Nature::Occurrence(_) | Nature::Condition { state: StandingState::Holds, .. })
-}
-
 /// What comes of the pod's trouble under one Hook.
 fn of_hook(inputs: &Inputs, ears: &Ears, hook: &Hook, rules: &Rules) -> Vec<Finding> {
     let Inputs { namespace, name, policy, now, .. } = *inputs;
@@ -397,19 +394,12 @@ fn of_hook(inputs: &Inputs, ears: &Ears, hook: &Hook, rules: &Rules) -> Vec<Find
             continue;
         }
         let of_rule =
-            |(_, signal): &(usize, &Signal)| signal.event_type == rule.event_type && is_trouble(signal);
+            |(_, signal): &(usize, &Signal)| signal.event_type == rule.event_type && signal.is_trouble();
         let trouble: Vec<(usize, &Signal)> = signals.iter().enumerate().filter(of_rule).collect();
         if trouble.is_empty() {
             continue;
         }
-        let scene = Scene {
-            now,
-            policy,
-            rule: Some(rule),
-            hook_uid: "",
-            suspended: rules.suspended,
-            observes: rules.observes,
-        };
+        let scene = rules.scene(Some(rule), policy, "", now);
         let opened = plan.status.active_events.iter().find(|entry| key.is_of(entry));
         let mut finding = if let Some(entry) = opened {
             opens(hook, rules, rule, entry, &scene)
@@ -429,9 +419,9 @@ fn of_hook(inputs: &Inputs, ears: &Ears, hook: &Hook, rules: &Rules) -> Vec<Find
             let newest = trouble.iter().map(|(_, signal)| signal.at()).max().unwrap_or(now);
             let why = format!(
                 "it happened at {}, {} before now: what is older than {} when khook first hears of it raises nothing",
-                short(newest),
-                span(now - newest),
-                span(TimeDelta::from_std(policy.stale_after).unwrap_or_default())
+                rfc3339(newest),
+                age(now - newest),
+                age(TimeDelta::from_std(policy.stale_after).unwrap_or_default())
             );
             Finding::about(hook, rule.event_type, Held::Stale, why)
         };
@@ -444,11 +434,7 @@ fn of_hook(inputs: &Inputs, ears: &Ears, hook: &Hook, rules: &Rules) -> Vec<Find
 
 /// What would come of the signals if khook heard them now, with agents that are well.
 fn plan_of(inputs: &Inputs, hook: &Hook, rules: &Rules, status: &HookStatus, signals: &[Signal]) -> Plan {
-    let agents = rules.configurations.iter().map(|rule| {
-        (rule.agent.clone(), AgentCapacity { slots: usize::MAX, allow: Allow::All, closed_at: None })
-    });
-    let capacity =
-        Capacity { may_claim: true, slots: usize::MAX, shared: BTreeMap::new(), agents: agents.collect() };
+    let capacity = Capacity::boundless(rules);
     let (none, nothing) = (BTreeSet::new(), BTreeMap::new());
     plan::plan(&PlanInputs {
         hook_uid: hook.metadata.uid.as_deref().unwrap_or_default(),
@@ -543,10 +529,10 @@ fn too_young(hook: &Hook, rule: &Rule, signal: &Signal, until: DateTime<Utc>, sc
     let whose = if rule.hold.is_some() { "the Hook's `for`" } else { "the default" };
     let why = format!(
         "it has lasted for {}, and must last for {} ({whose}) before the agent is called, at {}; before {} it is not even an incident",
-        span(lasted),
-        span(TimeDelta::from_std(hold).unwrap_or_default()),
-        short(signal.at() + hold),
-        short(until),
+        age(lasted),
+        age(TimeDelta::from_std(hold).unwrap_or_default()),
+        rfc3339(signal.at() + hold),
+        rfc3339(until),
     );
     let fix = "a shorter `for` of this configuration has the agent called sooner".to_owned();
     Finding {
@@ -567,7 +553,7 @@ fn refused(inputs: &Inputs, ears: &Ears, hook: &Hook, rules: &Rules) -> Vec<Find
         if !alone.configurations.is_empty() {
             continue;
         }
-        let trouble = ears.signals(|other| other == kind, &[]).iter().any(is_trouble);
+        let trouble = ears.signals(|other| other == kind, &[]).iter().any(Signal::is_trouble);
         if !trouble {
             continue;
         }
@@ -592,14 +578,14 @@ fn of_nobody(inputs: &Inputs, ears: &Ears, all: &[Signal]) -> Vec<Finding> {
         .map(|configuration| configuration.event_type)
         .collect();
     let heard: Vec<Signal> =
-        ears.signals(|kind| listened.contains(&kind), &[]).into_iter().filter(is_trouble).collect();
+        ears.signals(|kind| listened.contains(&kind), &[]).into_iter().filter(Signal::is_trouble).collect();
     let stale = |signal: &&Signal| signal.is_stale(inputs.policy);
     let mut findings = Vec::new();
     let kinds: BTreeSet<EventType> =
-        all.iter().filter(|signal| is_trouble(signal)).map(|signal| signal.event_type).collect();
+        all.iter().filter(|signal| signal.is_trouble()).map(|signal| signal.event_type).collect();
     for kind in &kinds {
         let mut of_kind: Vec<&Signal> =
-            all.iter().filter(|s| s.event_type == *kind && is_trouble(s)).collect();
+            all.iter().filter(|s| s.event_type == *kind && s.is_trouble()).collect();
         // An end that is of no kind anybody listens to may still count as another.
         of_kind.retain(|signal| !heard.iter().any(|other| other.container == signal.container));
         if listened.contains(kind) || of_kind.is_empty() {
@@ -626,7 +612,7 @@ fn of_nobody(inputs: &Inputs, ears: &Ears, all: &[Signal]) -> Vec<Finding> {
         if let Some(at) = pod.deleted_at() {
             let why = format!(
                 "somebody has deleted the pod, it is to be gone by {}: what happens on its way raises nothing",
-                short(at)
+                rfc3339(at)
             );
             findings.push(Finding::new(Held::BeingDeleted, why));
         } else if pod.is_of_job()
@@ -642,7 +628,7 @@ fn of_nobody(inputs: &Inputs, ears: &Ears, all: &[Signal]) -> Vec<Finding> {
         let newest = ears.over.iter().map(Signal::at).max().unwrap_or(inputs.now);
         let why = format!(
             "the pod is gone; its Events tell of trouble until {}, which merely was so and is over with the pod",
-            short(newest)
+            rfc3339(newest)
         );
         findings.push(Finding::new(Held::NothingWrong, why));
     }
@@ -723,7 +709,7 @@ fn state(pod: &Pod, now: DateTime<Utc>) -> Vec<String> {
     };
     let mut lines = vec![format!("{}{ready}", pod.status.phase.as_deref().unwrap_or("of no phase yet"))];
     if let Some(at) = pod.deleted_at() {
-        lines.push(format!("being deleted, gone by {}", short(at)));
+        lines.push(format!("being deleted, gone by {}", rfc3339(at)));
     }
     if let Some(condition) = pod.condition("PodScheduled").filter(|condition| condition.status == "False") {
         lines.push(format!(
@@ -741,7 +727,7 @@ fn container(status: &ContainerStatus, now: DateTime<Utc>) -> String {
     let state = &status.state;
     line.push_str(&match (&state.running, &state.terminated, status.waits_for()) {
         (Some(running), _, _) => {
-            let since = running.started_at.map(|at| format!(" for {}", span(now - at))).unwrap_or_default();
+            let since = running.started_at.map(|at| format!(" for {}", age(now - at))).unwrap_or_default();
             format!("runs{since}, {}", if status.ready { "ready" } else { "not ready" })
         }
         (_, Some(ended), _) => {
@@ -758,19 +744,11 @@ fn container(status: &ContainerStatus, now: DateTime<Utc>) -> String {
         line.push_str(&format!(", restarted {} times", status.restart_count));
     }
     if let Some(last) = &status.last_state.terminated {
-        let ago = last.finished_at.map(|at| format!(" {} ago", span(now - at))).unwrap_or_default();
+        let ago = last.finished_at.map(|at| format!(" {} ago", age(now - at))).unwrap_or_default();
         let why = last.reason.as_deref().unwrap_or("for no reason given");
         line.push_str(&format!(", last ended {why} (exit code {}){ago}", last.exit_code));
     }
     line
-}
-
-fn short(at: DateTime<Utc>) -> String {
-    at.format("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn span(span: TimeDelta) -> String {
-    crate::cli::age(span)
 }
 
 #[cfg(test)]

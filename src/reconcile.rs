@@ -35,7 +35,7 @@ use crate::{
         pool::{Pool, Slot},
     },
     client::Clients,
-    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Mode, Phase, StandingState},
+    hook::{ActiveEvent, Claim, EventType, Hook, HookStatus, Mode, Phase},
     incident::{
         breaker::Allow,
         key,
@@ -328,10 +328,7 @@ impl Context {
         }
         let room = self.room(hook);
         for signal in signals {
-            if matches!(
-                signal.nature,
-                Nature::Occurrence(_) | Nature::Condition { state: StandingState::Holds, .. }
-            ) {
+            if signal.is_trouble() {
                 self.metrics.event(signal.event_type.as_str(), Source::Pods);
             }
             room.hear(signal);

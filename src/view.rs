@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -132,7 +132,7 @@ pub fn message(hook: &Hook, id: &str) -> Option<String> {
     // What was asked, and not what is said when it is over.
     entry.resolved_at = None;
     // Whom the operator lets a Hook ask is not known here, and does not change the words.
-    let policy = Policy { direct_agents: "*".parse().unwrap_or_default(), ..Policy::default() };
+    let policy = Policy::permissive();
     let rules = Rules::parse(&hook.spec, names(hook).0, &policy);
     Some(prompt::message_of(hook, rules.of(&entry)?, &entry).text)
 }
@@ -283,6 +283,26 @@ pub fn agents(hooks: &[HookView], incidents: &[Incident]) -> Vec<AgentView> {
     agents.collect()
 }
 
+/// A span of time as kubectl shows an age: two units at most, `90s`, `5m30s`, `3h`, `2d4h`.
+pub fn age(span: TimeDelta) -> String {
+    let seconds = span.num_seconds().max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let two = |big: i64, unit: char, small: i64, other: char| match small {
+        0 => format!("{big}{unit}"),
+        _ => format!("{big}{unit}{small}{other}"),
+    };
+    match (minutes, hours, days) {
+        (0..2, _, _) => format!("{seconds}s"),
+        (..10, _, _) => two(minutes, 'm', seconds % 60, 's'),
+        (..180, _, _) => format!("{minutes}m"),
+        (_, ..8, _) => two(hours, 'h', minutes % 60, 'm'),
+        (_, ..48, _) => format!("{hours}h"),
+        (_, _, ..8) => two(days, 'd', hours % 24, 'h'),
+        (_, _, ..730) => format!("{days}d"),
+        _ => two(days / 365, 'y', days % 365, 'd'),
+    }
+}
+
 /// Something that happened to an incident, or is to happen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moment {
@@ -394,7 +414,6 @@ impl Incident {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
     use serde_json::{Value, json};
 
     use super::*;
@@ -546,5 +565,21 @@ mod tests {
         let id = incidents(&hook).nth(3).unwrap().id;
         assert_eq!(id.len(), 10, "one without an id is given the one it would have");
         assert!(message(&hook, &id).is_some());
+    }
+
+    #[test]
+    fn an_age_has_two_units_at_most() {
+        for (seconds, text) in [
+            (-5, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (3_600, "60m"),
+            (3 * 3_600 + 60, "3h1m"),
+            (49 * 3_600, "2d1h"),
+            (800 * 86_400, "2y70d"),
+        ] {
+            assert_eq!(age(TimeDelta::seconds(seconds)), text);
+        }
     }
 }

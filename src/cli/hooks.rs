@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use k8s_openapi::api::events::v1::Event;
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -15,14 +15,11 @@ use crate::{
     backtest::Past,
     check,
     hook::Hook,
-    incident::policy::Policy,
-    source::{events, pods::Pod},
+    source::{self, events, pods::Pod},
 };
 
 /// Before the name of a Hook of the cluster.
 const OF_CLUSTER: &str = "hook/";
-
-const PAGE: u32 = 500;
 
 /// The Hooks that an argument names: a file, `-`, or `hook/NAME`.
 ///
@@ -45,14 +42,6 @@ pub async fn read(argument: &Path, connection: &Connection) -> Result<Vec<Hook>,
     Ok(hooks)
 }
 
-/// A policy for Hooks that a person tries out: every agent is allowed, as nobody is called.
-///
-/// # Errors
-/// None that can be seen.
-pub fn policy() -> Result<Policy, Error> {
-    Ok(Policy { direct_agents: "*".parse().map_err(Error::new)?, ..Policy::default() })
-}
-
 /// What a cluster still knows of a namespace.
 ///
 /// # Errors
@@ -70,22 +59,10 @@ async fn list<K>(api: &Api<K>, selector: &str, what: &str) -> Result<Vec<K>, Err
 where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
-    let mut params = ListParams::default().limit(PAGE);
-    if !selector.is_empty() {
-        params = params.fields(selector);
-    }
     let mut all = Vec::new();
-    loop {
-        let page = api
-            .list(&params)
-            .await
-            .map_err(|error| Error::asked(&format!("{what} cannot be listed"), error))?;
-        all.extend(page.items);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(all),
-        }
-    }
+    let listed = source::list(api, selector, |object| all.push(object)).await;
+    listed.map_err(|error| Error::asked(&format!("{what} cannot be listed"), error))?;
+    Ok(all)
 }
 
 /// A Hook as people write it.

@@ -23,8 +23,6 @@ mod hooks;
 mod installation;
 mod output;
 
-pub use output::age;
-
 use std::{env, ffi::OsString, fmt, path::Path, process::ExitCode};
 
 use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};

@@ -3,12 +3,13 @@
 use std::io::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Error;
 use crate::{hook::Phase, incident::prompt};
+
+pub use crate::{incident::prompt::rfc3339 as time, view::age};
 
 /// Form of what is printed.
 #[derive(Args, Clone, Copy, Debug)]
@@ -72,26 +73,6 @@ pub fn table<H: AsRef<str>, R: AsRef<[String]>>(head: &[H], rows: &[R]) -> Strin
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
-/// A span of time as kubectl shows an age: two units at most, `90s`, `5m30s`, `3h`, `2d4h`.
-pub fn age(span: TimeDelta) -> String {
-    let seconds = span.num_seconds().max(0);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    let two = |big: i64, unit: char, small: i64, other: char| match small {
-        0 => format!("{big}{unit}"),
-        _ => format!("{big}{unit}{small}{other}"),
-    };
-    match (minutes, hours, days) {
-        (0..2, _, _) => format!("{seconds}s"),
-        (..10, _, _) => two(minutes, 'm', seconds % 60, 's'),
-        (..180, _, _) => format!("{minutes}m"),
-        (_, ..8, _) => two(hours, 'h', minutes % 60, 'm'),
-        (_, ..48, _) => format!("{hours}h"),
-        (_, _, ..8) => two(days, 'd', hours % 24, 'h'),
-        (_, _, ..730) => format!("{days}d"),
-        _ => two(days / 365, 'y', days % 365, 'd'),
-    }
-}
-
 /// A text of somebody else on one line of so many characters at most: nothing in it can move the cursor, hide or
 /// reorder what is shown.
 pub fn line(text: &str, longest: usize) -> String {
@@ -118,11 +99,6 @@ pub fn block(text: &str, indent: &str) -> String {
     lines.join("\n")
 }
 
-/// A moment as commands show it.
-pub fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
 /// A text in a style; where nobody sees colours the printer takes them out again.
 pub fn paint(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
@@ -137,6 +113,11 @@ pub fn style(phase: Phase) -> Style {
         Phase::Resolved => AnsiColor::Green,
     };
     color.on_default()
+}
+
+/// So many of something: `1 Hook`, `2 Hooks`.
+pub fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 /// How many characters of a text are seen.
@@ -189,21 +170,5 @@ mod tests {
         assert_eq!(width(&red), 6);
         assert_eq!(cut(&red, 6), red);
         assert_eq!(cut(&red, 4), "\u{1b}[31mabc…\u{1b}[0m");
-    }
-
-    #[test]
-    fn an_age_has_two_units_at_most() {
-        for (seconds, text) in [
-            (-5, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (125, "2m5s"),
-            (3_600, "60m"),
-            (3 * 3_600 + 60, "3h1m"),
-            (49 * 3_600, "2d1h"),
-            (800 * 86_400, "2y70d"),
-        ] {
-            assert_eq!(age(TimeDelta::seconds(seconds)), text);
-        }
     }
 }

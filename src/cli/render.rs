@@ -76,7 +76,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
             Some(of_cluster.or(connection.namespace).unwrap_or_else(|| "default".into()));
     }
     let namespace = hook.namespace().unwrap_or_default();
-    let policy = hooks::policy()?;
+    let policy = Policy::permissive();
     let rules = Rules::parse(&hook.spec, &namespace, &policy);
     for problem in rules.problems.iter().filter(|problem| !problem.reason.starts_with("Prompt")) {
         eprintln!("warning: {}", problem.message);
@@ -221,11 +221,7 @@ fn of_pod(pod: pods::Pod, past: &Past, policy: &Policy, now: DateTime<Utc>) -> V
         }
     }
     let mut signals = index.signals(&name, |_| true, now);
-    signals.retain(|signal| match signal.nature {
-        Nature::Occurrence(_) => true,
-        Nature::Condition { state, .. } => state == crate::hook::StandingState::Holds,
-        Nature::Unclear => false,
-    });
+    signals.retain(Signal::is_trouble);
     signals
 }
 

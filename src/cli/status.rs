@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     Error,
     cluster::{Cluster, Connection, HOOK, named},
-    output::{self, Format, Output, age, line, paint, print, style, table},
+    output::{self, Format, Output, age, count, line, paint, print, style, table},
 };
 use crate::{
     hook::{EventType, Hook, Instruction, Mode, Phase},
@@ -149,10 +149,6 @@ impl Board {
 
 fn key(hook: &Hook) -> (String, String) {
     (hook.namespace().unwrap_or_default(), hook.name_any())
-}
-
-fn count(number: usize, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
 /// Who waits for an answer now comes first.

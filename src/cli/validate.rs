@@ -8,7 +8,7 @@ use super::{
     Error,
     cluster::Connection,
     files,
-    output::{Output, print},
+    output::{Output, count, print},
 };
 use crate::{
     check::{Checker, Fault, Severity},
@@ -53,10 +53,7 @@ struct Report {
 pub fn main(args: Args, connection: Connection) -> Result<ExitCode, Error> {
     let policy = Policy {
         // Without the settings every agent may be allowed.
-        direct_agents: match args.direct_agent_hosts {
-            Some(hosts) => hosts,
-            None => "*".parse().map_err(Error::new)?,
-        },
+        direct_agents: args.direct_agent_hosts.unwrap_or_else(Hosts::any),
         allowed_agents: args.allowed_agents.unwrap_or_default(),
         ..Policy::default()
     };
@@ -97,10 +94,6 @@ fn line(fault: &Fault) -> String {
 }
 
 fn summary(report: &Report) -> String {
-    let count = |number: usize, one: &str| match number {
-        1 => format!("1 {one}"),
-        _ => format!("{number} {one}s"),
-    };
     let Report { files, hooks, others, errors, warnings, .. } = report;
     let mut text = format!("{} in {}: ", count(*hooks, "Hook"), count(*files, "file"));
     text += &match (errors, warnings) {

@@ -108,7 +108,7 @@ async fn incidents(
             let phases = Phase::ALL.map(Phase::as_str).join(", ");
             let error =
                 format!("namespace, hook and phase may be given, each once; a phase is one of {phases}");
-            return (StatusCode::BAD_REQUEST, Json(Problem { error })).into_response();
+            return refusal(StatusCode::BAD_REQUEST, &error);
         }
     };
     let board = shared.hub.board();

@@ -11,7 +11,7 @@ use axum::{
     response::{Html, IntoResponse as _, Response},
     routing::get,
 };
-use chrono::{DateTime, Days, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Days, NaiveDate, Utc};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,9 @@ use super::{
     feed, serve,
 };
 use crate::{
-    cli::age,
     hook::{Mode, Phase, Reason},
-    view::{self, AgentView, HookView, Incident, Moment},
+    incident::prompt::rfc3339,
+    view::{self, AgentView, HookView, Incident, Moment, age},
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -370,7 +370,7 @@ fn is_web(url: &str) -> bool {
 
 /// A time for programs, and for people without a script.
 fn stamp(time: &DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    rfc3339(*time)
 }
 
 #[cfg(test)]

@@ -42,6 +42,13 @@ enum Host {
 const FORM: &str = "hosts separated by commas, such as agent.example.com, *.agents.svc, 10.1.0.0/16, \
     127.0.0.1:8080 or *, each with or without a port";
 
+impl Hosts {
+    /// All there are, as `*` says it.
+    pub fn any() -> Self {
+        Self { entries: vec![Entry { host: Host::Any, port: None }], ..Self::default() }
+    }
+}
+
 impl FromStr for Hosts {
     type Err = String;
 

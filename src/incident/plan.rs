@@ -93,6 +93,19 @@ pub struct Capacity {
     pub agents: BTreeMap<AgentName, AgentCapacity>,
 }
 
+impl Capacity {
+    /// Every agent is well, and takes as many calls as come.
+    pub fn boundless(rules: &Rules) -> Self {
+        let well = AgentCapacity { slots: usize::MAX, allow: Allow::All, closed_at: None };
+        Self {
+            may_claim: true,
+            slots: usize::MAX,
+            shared: BTreeMap::new(),
+            agents: rules.configurations.iter().map(|rule| (rule.agent.clone(), well.clone())).collect(),
+        }
+    }
+}
+
 /// How many calls to one agent may begin now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentCapacity {
@@ -730,8 +743,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 
 impl<'a> Inputs<'a> {
     fn scene(&self, rule: Option<&'a Rule>) -> Scene<'a> {
-        let Inputs { hook_uid, rules, policy, now, .. } = *self;
-        Scene { now, policy, rule, hook_uid, suspended: rules.suspended, observes: rules.observes }
+        self.rules.scene(rule, self.policy, self.hook_uid, self.now)
     }
 
     // Forgotten, the same trouble would be a new incident; where nobody listens to it any more, it would not.

@@ -497,7 +497,8 @@ impl EventContext {
     }
 }
 
-fn rfc3339(time: DateTime<Utc>) -> String {
+/// A moment in whole seconds, as Kubernetes writes it.
+pub fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 

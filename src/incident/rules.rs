@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use reqwest::Url;
 
 use super::{
     key::Key,
+    lifecycle::Scene,
     outcome::{AgentName, Credential, DirectAgent, SecretKey},
     policy::Policy,
     prompt,
@@ -160,6 +162,17 @@ impl Rules {
         for message in messages {
             self.problems.push(Problem { severity, reason, message: format!("{place}.prompt: {message}") });
         }
+    }
+
+    /// What a step of an incident under one of these rules, or under none any more, looks at.
+    pub fn scene<'a>(
+        &self,
+        rule: Option<&'a Rule>,
+        policy: &'a Policy,
+        hook_uid: &'a str,
+        now: DateTime<Utc>,
+    ) -> Scene<'a> {
+        Scene { now, policy, rule, hook_uid, suspended: self.suspended, observes: self.observes }
     }
 
     /// The rule an entry was made by; none if the spec does not ask that agent about that any more.

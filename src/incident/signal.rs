@@ -77,6 +77,11 @@ impl Signal {
         }
     }
 
+    /// Whether it tells of trouble, and not that there is none.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self.nature, Nature::Occurrence(_) | Nature::Condition { state: StandingState::Holds, .. })
+    }
+
     /// Whether this is an occurrence that was already too old when khook first saw it.
     pub fn is_stale(&self, policy: &Policy) -> bool {
         match &self.nature {

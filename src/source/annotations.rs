@@ -19,7 +19,7 @@ use crate::{
     hook::{EventType, Hook, Instruction, Verb, parse_duration},
     incident::{
         lifecycle::excerpt_of,
-        prompt::visible,
+        prompt::{rfc3339, visible},
         rules::{Problem, Severity},
         signal::{Cause, Nature, Occurrence, Signal},
     },
@@ -181,7 +181,7 @@ fn test(hook: &Hook, key: &str, value: &str, now: DateTime<Utc>) -> Result<Signa
 fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
     match (DateTime::UNIX_EPOCH..=now + MAX_AHEAD).contains(&at) {
         true => Ok(at.trunc_subsecs(3)),
-        false => Err(format!("\"at\" is when it was written, and now it is {}", now.format("%FT%TZ"))),
+        false => Err(format!("\"at\" is when it was written, and now it is {}", rfc3339(now))),
     }
 }
 

@@ -4,9 +4,9 @@
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::{api::events::v1::Event, jiff::Timestamp};
-use kube::{Api, Client, ResourceExt, api::ListParams, runtime::watcher};
+use kube::{Api, Client, ResourceExt, runtime::watcher};
 
-use super::index::Kill;
+use super::{PAGE, index::Kill};
 use crate::{
     hook::EventType,
     incident::{
@@ -20,8 +20,6 @@ pub const SELECTOR: &str = "type=Warning,regarding.kind=Pod";
 
 /// What kubelet says when it ends a container, whyever; a Normal Event.
 pub const KILLS: &str = "reason=Killing,regarding.kind=Pod";
-
-const PAGE: u32 = 500;
 
 /// How the Events of the cluster are watched. `seconds` is the length of one watch.
 pub fn watch_config(seconds: u32) -> watcher::Config {
@@ -55,16 +53,9 @@ pub fn kill(event: &Event) -> Option<Kill> {
 /// What the apiserver answers to the list.
 pub async fn recent(client: &Client, namespace: &str, now: DateTime<Utc>) -> kube::Result<Vec<Signal>> {
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let mut params = ListParams::default().fields(SELECTOR).limit(PAGE);
     let mut signals = Vec::new();
-    loop {
-        let page = api.list(&params).await?;
-        signals.extend(page.items.iter().filter_map(|event| signal(event, now)));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(signals),
-        }
-    }
+    super::list(&api, SELECTOR, |event| signals.extend(signal(&event, now))).await?;
+    Ok(signals)
 }
 
 /// What an Event says, if it tells of trouble a Hook can listen to.

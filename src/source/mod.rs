@@ -17,6 +17,7 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt, future, pin_mut};
 use kube::{
     Api, Client, Resource,
+    api::ListParams,
     core::NamespaceResourceScope,
     runtime::{WatchStreamExt, watcher},
 };
@@ -141,6 +142,29 @@ impl Lookout {
         match &self.scope {
             Scope::Everywhere => Api::all(client),
             Scope::Namespace(namespace) => Api::namespaced(client, namespace),
+        }
+    }
+}
+
+/// Objects asked of the apiserver at a time.
+pub const PAGE: u32 = 500;
+
+/// Lists what there is, by a field selector if it is not empty, page by page: not all of it is held at once.
+///
+/// # Errors
+/// What the apiserver answers.
+pub async fn list<K>(api: &Api<K>, selector: &str, mut each: impl FnMut(K)) -> kube::Result<()>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let mut params = ListParams::default().limit(PAGE);
+    params.field_selector = Some(selector.to_owned()).filter(|selector| !selector.is_empty());
+    loop {
+        let page = api.list(&params).await?;
+        page.items.into_iter().for_each(&mut each);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(()),
         }
     }
 }
