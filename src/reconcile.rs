@@ -901,13 +901,13 @@ impl Context {
             }
             self.notices.tell(&room.hook, &room.name, notice);
             if notice.kind == NoticeKind::AgentCallObserved {
-                self.show(before, &notice.entry, mind);
+                self.show(before, &notice.entry, room, mind);
             }
         }
     }
 
     /// Says what an agent would have been sent.
-    fn show(&self, hook: &Hook, entry: &ActiveEvent, mind: &mut Mind) {
+    fn show(&self, hook: &Hook, entry: &ActiveEvent, room: &Room, mind: &mut Mind) {
         let rules = mind.rules(hook, &self.policy);
         let Some(rule) = rules.of(entry) else { return };
         let known = hook.status.iter().flat_map(|status| &status.active_events);
@@ -917,7 +917,7 @@ impl Context {
         let message =
             prompt::message_of(hook, rule, &ActiveEvent { last_notified_at: earlier, ..entry.clone() });
         info!(
-            hook = name(&ObjectRef::from_obj(hook)),
+            hook = room.name,
             agent = entry.agent,
             resource = entry.resource_name,
             id = entry.id,

@@ -4,29 +4,29 @@
 #![allow(missing_docs)]
 
 use std::{
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
-use e2e::process::{Scratch, binary};
+use e2e::prompt::Prompt;
 
-fn khook() -> Result<(Scratch, PathBuf)> {
-    let scratch = Scratch::new()?;
-    let khook = scratch.path().join("khook");
-    symlink(binary()?, &khook).context("a name for khook")?;
-    Ok((scratch, khook))
+const NOWHERE: &str = "/nowhere/kubeconfig";
+
+fn khook() -> Result<(Prompt, PathBuf)> {
+    // No cluster, whatever this machine has.
+    let prompt = Prompt::at(Path::new(NOWHERE))?;
+    let khook = prompt.path().join("khook");
+    Ok((prompt, khook))
 }
 
 // Backslashes stand in the files as slashes: trycmd takes them for those of paths.
 #[test]
 fn khook_prints_what_is_written_here() -> Result<()> {
-    let (_scratch, khook) = khook()?;
+    let (_prompt, khook) = khook()?;
     let cases = trycmd::TestCases::new();
     cases.register_bin("khook", khook);
-    // No cluster, whatever this machine has.
-    cases.env("KUBECONFIG", "/nowhere/kubeconfig").env("HOME", "/nowhere");
+    cases.env("KUBECONFIG", NOWHERE).env("HOME", "/nowhere");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
     cases.case(folder.join("*.trycmd")).case(folder.join("*.toml"));
     cases.run();
@@ -35,7 +35,7 @@ fn khook_prints_what_is_written_here() -> Result<()> {
 
 #[test]
 fn shells_and_man_get_what_they_read() -> Result<()> {
-    let (_scratch, khook) = khook()?;
+    let (_prompt, khook) = khook()?;
     let print = |args: &[&str]| {
         let output = Command::new(&khook).args(args).output().context("khook")?;
         ensure!(

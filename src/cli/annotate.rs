@@ -14,7 +14,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Error, cluster::Cluster};
-use crate::hook::Hook;
+use crate::{
+    hook::{ActiveEvent, Hook, Verb},
+    source::annotations::{Said, instruction_key},
+};
 
 const FIELD_MANAGER: &str = "khook-cli";
 
@@ -78,6 +81,71 @@ async fn patch(
             Err(Error::new(format!("the Hook {} is gone", hook.name_any())))
         }
         Err(error) => Err(cluster.refused("patch", "hooks.kagent.dev", false, error)),
+    }
+}
+
+/// An instruction that was written on a Hook.
+pub struct Told {
+    /// The key of its annotation.
+    pub key: String,
+    /// Its value.
+    pub said: Said,
+    session: String,
+}
+
+impl Told {
+    /// Writes an instruction about an incident.
+    ///
+    /// # Errors
+    /// What the apiserver said, and what to do about it.
+    pub async fn write(
+        cluster: &Cluster,
+        hook: &Hook,
+        entry: &ActiveEvent,
+        verb: Verb,
+        span: Option<String>,
+    ) -> Result<Self, Error> {
+        let session = entry.session_id.clone().ok_or_else(|| {
+            Error::new(
+                "khook has not taken this incident over yet, an earlier version has left it: is khook running?",
+            )
+        })?;
+        let at = now(cluster, entry.instruction.as_ref().map(|known| known.at)).await?;
+        let said = Said { at, by: cluster.who().await, span };
+        let key = instruction_key(verb, &session);
+        set(cluster, hook, &key, &said, false).await?;
+        Ok(Self { key, said, session })
+    }
+
+    /// The incident once this is done, none where it is not remembered any more; nothing after `limit`.
+    ///
+    /// # Errors
+    /// Where the Hook is gone.
+    pub async fn done(
+        &self,
+        cluster: &Cluster,
+        hook: &Hook,
+        limit: Duration,
+    ) -> Result<Option<Option<ActiveEvent>>, Error> {
+        follow(cluster, hook, limit, |hook| {
+            let entries = hook.status.iter().flat_map(|status| &status.active_events);
+            let Some(entry) =
+                entries.into_iter().find(|entry| entry.session_id.as_ref() == Some(&self.session))
+            else {
+                return Some(None);
+            };
+            let done = entry.instruction.as_ref().is_some_and(|known| known.at >= self.said.at);
+            done.then(|| Some(entry.clone()))
+        })
+        .await
+    }
+
+    /// Takes it off again.
+    ///
+    /// # Errors
+    /// What the apiserver said, and what to do about it.
+    pub async fn take_off(&self, cluster: &Cluster, hook: &Hook) -> Result<(), Error> {
+        remove(cluster, hook, &self.key, &self.said).await
     }
 }
 

@@ -7,14 +7,15 @@ use std::{
 };
 
 use futures::{StreamExt as _, pin_mut};
-use kube::{
-    Api,
-    runtime::{WatchStreamExt as _, reflector, watcher},
-};
+use kube::runtime::{WatchStreamExt as _, reflector};
 use tokio::signal;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, cluster::Connection, output::print};
+use super::{
+    Error,
+    cluster::{Cluster, Connection},
+    output::print,
+};
 use crate::{
     client,
     dashboard::{Dashboard, feed::Feed},
@@ -48,10 +49,9 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
         .map_err(Error::because("no page"))?;
 
     let heard = feed.clone();
-    let client = client::noting(cluster.watch.clone(), move || heard.answered(WATCH));
-    let api =
-        if args.all_namespaces { Api::all(client) } else { Api::namespaced(client, &cluster.namespace) };
-    let watch = watcher(api, watcher::Config::default().timeout(60)).default_backoff().reflect(writer);
+    let noting = client::noting(cluster.watch.clone(), move || heard.answered(WATCH));
+    let watched = Cluster { watch: noting, ..cluster.clone() }.watch_hooks(args.all_namespaces);
+    let watch = watched.reflect(writer);
     let watch = async {
         pin_mut!(watch);
         while let Some(item) = watch.next().await {

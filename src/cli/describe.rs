@@ -97,21 +97,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
     let hook = cluster.hook(&args.hook).await?;
     let mut unknown = Vec::new();
     let search = installation::search(&cluster, None).await?;
-    let policy = match search.first() {
-        Some(found) => {
-            if !found.unread.is_empty() {
-                unknown.push(format!(
-                    "these settings of khook, taken for their defaults: {}",
-                    found.unread.join(", ")
-                ));
-            }
-            found.settings.policy()
-        }
-        None => {
-            unknown.push("khook's settings: their defaults are assumed".into());
-            Policy::default()
-        }
-    };
+    let policy = search.policy(&mut unknown);
     let events = match events(&cluster, &hook).await {
         Ok(events) => events,
         Err(error) => {

@@ -59,13 +59,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
     let now = cluster.clock().await.map_or_else(|_| Utc::now(), |(now, _)| now);
     let search = installation::search(&cluster, None).await?;
     let Operator { sentence, stopped } = operator(&cluster, &search, now).await;
-    match search.first() {
-        Some(found) if !found.unread.is_empty() => unknown
-            .push(format!("these settings of khook, taken for their defaults: {}", found.unread.join(", "))),
-        Some(_) => {}
-        None => unknown.push("khook's settings: their defaults are assumed".into()),
-    }
-    let policy = search.first().map_or_else(Default::default, |found| found.settings.policy());
+    let policy = search.policy(&mut unknown);
     let explanation = explain(&Inputs {
         namespace: &cluster.namespace,
         name,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -14,7 +15,13 @@ use super::{
 use crate::{
     backtest::Past,
     check,
-    hook::Hook,
+    hook::{ActiveEvent, Hook},
+    incident::{
+        lifecycle,
+        policy::Policy,
+        rules::{Rule, Rules},
+        signal::Signal,
+    },
     source::{self, events, pods::Pod},
 };
 
@@ -40,6 +47,19 @@ pub async fn read(argument: &Path, connection: &Connection) -> Result<Vec<Hook>,
         return Err(Error::new(format!("{text} has no Hook in it")));
     }
     Ok(hooks)
+}
+
+/// The incident that would come of a signal under a rule, whether or not its Hook calls anybody at present.
+pub fn opened(
+    hook: &Hook,
+    rule: &Rule,
+    signal: &Signal,
+    policy: &Policy,
+    at: DateTime<Utc>,
+) -> Option<ActiveEvent> {
+    let uid = hook.uid().unwrap_or_default();
+    let rules = Rules::default();
+    lifecycle::open(signal, &rule.key(signal), &rules.scene(Some(rule), policy, &uid, at)).ok().flatten()
 }
 
 /// What a cluster still knows of a namespace.

@@ -12,7 +12,10 @@ use kube::{
 use serde::Deserialize;
 
 use super::{Error, cluster::Cluster, output::line};
-use crate::config::{self, Settings};
+use crate::{
+    config::{self, Settings},
+    incident::policy::Policy,
+};
 
 /// What khook's objects are labelled with.
 pub const LABEL: &str = "app.kubernetes.io/name=khook";
@@ -123,6 +126,21 @@ impl Search {
             Self::Found(found) => found.first(),
             Self::Missing | Self::Forbidden(_) => None,
         }
+    }
+
+    /// The policy it works by; what of it is assumed is added to `unknown`.
+    pub fn policy(&self, unknown: &mut Vec<String>) -> Policy {
+        let Some(found) = self.first() else {
+            unknown.push("khook's settings: their defaults are assumed".into());
+            return Policy::default();
+        };
+        if !found.unread.is_empty() {
+            unknown.push(format!(
+                "these settings of khook, taken for their defaults: {}",
+                found.unread.join(", ")
+            ));
+        }
+        found.settings.policy()
     }
 }
 

@@ -3,13 +3,14 @@
 use std::{process::ExitCode, time::Duration};
 
 use super::{
-    Error, annotate,
+    Error,
+    annotate::Told,
     cluster::Connection,
     output::{Output, print},
 };
 use crate::{
     hook::{ActiveEvent, Hook, Phase, Verb, parse_duration},
-    source::annotations::{LONGEST_SNOOZE, Said, instruction_key},
+    source::annotations::LONGEST_SNOOZE,
     view,
 };
 
@@ -65,48 +66,28 @@ async fn say(
     let hook = cluster.hook(&args.hook).await?;
     let (name, namespace) = (hook.metadata.name.clone().unwrap_or_default(), &cluster.namespace);
     let entry = find(&hook, &args.incident, verb)?;
-    let session = entry.session_id.clone().ok_or_else(|| {
-        Error::new(
-            "khook has not taken this incident over yet, an earlier version has left it: is khook running?",
-        )
-    })?;
-    let at = annotate::now(&cluster, entry.instruction.as_ref().map(|known| known.at)).await?;
-    let said = Said { at, by: cluster.who().await, span };
-    let key = instruction_key(verb, &session);
-    annotate::set(&cluster, &hook, &key, &said, false).await?;
+    let told = Told::write(&cluster, &hook, entry, verb, span).await?;
     if args.timeout.is_zero() {
         return Ok(ExitCode::SUCCESS);
     }
     if entry.status == Phase::Firing && matches!(verb, Verb::Retry | Verb::Resolve) {
         eprintln!("the agent is being called: this is done when the outcome is known");
     }
-    let of_session = |hook: &Hook| {
-        let entries = hook.status.iter().flat_map(|status| &status.active_events);
-        entries.into_iter().find(|entry| entry.session_id.as_ref() == Some(&session)).cloned()
-    };
-    let mut forgotten = false;
-    let done = annotate::follow(&cluster, &hook, args.timeout, |hook| {
-        let Some(entry) = of_session(hook) else {
-            forgotten = true;
-            return Some(None);
-        };
-        entry.instruction.as_ref().is_some_and(|known| known.at >= at).then_some(Some(entry))
-    })
-    .await?;
+    let done = told.done(&cluster, &hook, args.timeout).await?;
     let Some(done) = done else {
-        let seconds = args.timeout.as_secs_f64();
+        let (seconds, key) = (args.timeout.as_secs_f64(), &told.key);
         return Err(Error::new(format!(
             "khook has not done it within {seconds} s. It stands on the Hook as the annotation {key} and is done as soon \
              as khook can: `khook doctor` says whether it runs"
         )));
     };
-    annotate::remove(&cluster, &hook, &key, &said).await?;
+    told.take_off(&cluster, &hook).await?;
     let Some(entry) = done else {
         return Err(Error::new(
             "the incident has begun anew meanwhile, or was forgotten: see `khook status`",
         ));
     };
-    if entry.instruction.as_ref().is_some_and(|known| known.at > at) {
+    if entry.instruction.as_ref().is_some_and(|known| known.at > told.said.at) {
         eprintln!("somebody else has said something about it since");
     }
     let incident = view::Incident::of(namespace, &name, &entry);

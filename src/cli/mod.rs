@@ -167,6 +167,11 @@ fn event_type(text: &str) -> Result<EventType, String> {
     EventType::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| format!("one of {all}"))
 }
 
+/// Whether an agent is the one a person means: by its whole name, or without its namespace.
+fn is_agent(name: &str, wanted: &str) -> bool {
+    name == wanted || !wanted.contains('/') && name.ends_with(&format!("/{wanted}"))
+}
+
 /// Waits for a command; one thread is enough for what a person asks.
 fn wait(command: impl Future<Output = Result<ExitCode, Error>>) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -16,7 +16,6 @@ use crate::{
     backtest::Past,
     hook::{EventType, Hook},
     incident::{
-        lifecycle::{self, Scene},
         outcome::Protocol,
         policy::Policy,
         prompt,
@@ -82,8 +81,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
         eprintln!("warning: {}", problem.message);
     }
     let wanted = |rule: &&Rule| {
-        let name = rule.agent.to_string();
-        let same = |agent: &str| name == agent || name.rsplit('/').next() == Some(agent);
+        let same = |agent: &str| super::is_agent(&rule.agent.to_string(), agent);
         args.event.is_none_or(|kind| kind == rule.event_type) && args.agent.as_deref().is_none_or(same)
     };
     let candidates: Vec<&Rule> = rules.configurations.iter().filter(wanted).collect();
@@ -119,17 +117,7 @@ pub async fn main(args: Args, connection: Connection) -> Result<ExitCode, Error>
     }
     let at = signal.at();
     signal.observed_at = at;
-    let uid = hook.uid().unwrap_or_default();
-    let scene = Scene {
-        now: at,
-        policy: &policy,
-        rule: Some(rule),
-        hook_uid: &uid,
-        suspended: false,
-        observes: false,
-    };
-    let key = rule.key(&signal);
-    let entry = lifecycle::open(&signal, &key, &scene).ok().flatten();
+    let entry = hooks::opened(&hook, rule, &signal, &policy, at);
     let entry = entry.ok_or_else(|| Error::new("this is no trouble that a call would come of"))?;
     for problem in prompt::message_of(&hook, rule, &entry).problems {
         eprintln!("warning: the prompt: {problem}");

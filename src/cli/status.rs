@@ -2,13 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    iter,
     process::ExitCode,
 };
 
 use chrono::{DateTime, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use futures::TryStreamExt as _;
-use kube::{ResourceExt as _, runtime::watcher};
+use kube::runtime::{
+    reflector::{self, Store, store::Writer},
+    watcher,
+};
 use serde::Serialize;
 
 use super::{
@@ -92,35 +96,45 @@ struct Listing {
 }
 
 /// The Hooks as they are now.
-#[derive(Default)]
 pub struct Board {
-    hooks: BTreeMap<(String, String), Hook>,
-    listing: Option<BTreeMap<(String, String), Hook>>,
+    hooks: Store<Hook>,
+    writer: Writer<Hook>,
+    listing: bool,
 }
 
 impl Board {
-    /// These.
-    pub fn of(hooks: Vec<Hook>) -> Self {
-        Self { hooks: hooks.into_iter().map(|hook| (key(&hook), hook)).collect(), listing: None }
+    /// An empty one, for what a watch says.
+    pub fn new() -> Self {
+        let (hooks, writer) = reflector::store();
+        Self { hooks, writer, listing: true }
     }
 
-    /// Takes in what the watch says; true once it is complete.
-    pub fn apply(&mut self, event: watcher::Event<Hook>) -> bool {
-        match event {
-            watcher::Event::Init => self.listing = Some(BTreeMap::new()),
-            watcher::Event::InitApply(hook) => {
-                self.listing.get_or_insert_default().insert(key(&hook), hook);
-            }
-            watcher::Event::InitDone => self.hooks = self.listing.take().unwrap_or_default(),
-            watcher::Event::Apply(hook) => drop(self.hooks.insert(key(&hook), hook)),
-            watcher::Event::Delete(hook) => drop(self.hooks.remove(&key(&hook))),
+    /// These.
+    pub fn of(hooks: Vec<Hook>) -> Self {
+        let mut board = Self::new();
+        let listed = hooks.into_iter().map(watcher::Event::InitApply);
+        let events = iter::once(watcher::Event::Init).chain(listed).chain([watcher::Event::InitDone]);
+        for event in events {
+            board.apply(event);
         }
-        self.listing.is_none()
+        board
+    }
+
+    /// Takes in what the watch says; true while it is complete.
+    pub fn apply(&mut self, event: watcher::Event<Hook>) -> bool {
+        self.writer.apply_watcher_event(&event);
+        match event {
+            watcher::Event::Init => self.listing = true,
+            watcher::Event::InitDone => self.listing = false,
+            _ => {}
+        }
+        !self.listing
     }
 
     /// The incidents that are wanted, in a reader's order.
     pub fn rows(&self, wanted: &Wanted) -> Vec<Row> {
-        let rows = self.hooks.values().flat_map(|hook| {
+        let hooks = self.hooks.state();
+        let rows = hooks.iter().flat_map(|hook| {
             let observe = hook.spec.mode == Some(Mode::Observe);
             view::incidents(hook).map(move |incident| Row { incident, observe })
         });
@@ -147,10 +161,6 @@ impl Board {
     }
 }
 
-fn key(hook: &Hook) -> (String, String) {
-    (hook.namespace().unwrap_or_default(), hook.name_any())
-}
-
 /// Who waits for an answer now comes first.
 fn rank(phase: Phase) -> usize {
     READING.iter().position(|other| *other == phase).unwrap_or_default()
@@ -172,10 +182,7 @@ impl Wanted {
     }
 
     fn has(&self, incident: &view::Incident) -> bool {
-        let agent = |wanted: &String| {
-            incident.agent == *wanted
-                || !wanted.contains('/') && incident.agent.ends_with(&format!("/{wanted}"))
-        };
+        let agent = |wanted: &String| super::is_agent(&incident.agent, wanted);
         (self.phase.is_empty() || self.phase.contains(&incident.phase))
             && (self.event_type.is_empty() || self.event_type.contains(&incident.event_type))
             && self.agent.as_ref().is_none_or(agent)
@@ -214,7 +221,7 @@ async fn watch(args: &Args, cluster: &Cluster) -> Result<ExitCode, Error> {
         Some(name) => drop(cluster.hook(name).await?),
         None => drop(cluster.list_hooks(everywhere).await?),
     }
-    let mut board = Board::default();
+    let mut board = Board::new();
     let mut shown: HashMap<(String, String, String), Row> = HashMap::new();
     let mut widths = Vec::new();
     let mut changes = cluster.watch_hooks(everywhere);
@@ -345,6 +352,7 @@ pub fn instruction(told: &Instruction, now: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::ResourceExt as _;
     use serde_json::{Value, json};
 
     use super::*;
@@ -394,7 +402,7 @@ mod tests {
         let rows = board.rows(&Wanted::default());
         let told = "1 Hook, 5 incidents: 1 firing, 1 notified, 2 pending, 1 resolved";
         assert_eq!(board.summary(&rows, &Wanted::default()), told);
-        assert_eq!(Board::default().summary(&[], &Wanted::default()), "0 Hooks, no incidents");
+        assert_eq!(Board::new().summary(&[], &Wanted::default()), "0 Hooks, no incidents");
     }
 
     #[test]
@@ -437,6 +445,6 @@ mod tests {
         assert!(board.apply(watcher::Event::InitDone));
         assert!(board.apply(watcher::Event::Apply(hook("b", Value::Null, json!([])))));
         assert!(board.apply(watcher::Event::Delete(hook("a", Value::Null, json!([])))));
-        assert_eq!(board.hooks.keys().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(board.hooks.state().iter().map(|hook| hook.name_any()).collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -7,18 +7,13 @@ use uuid::Uuid;
 use super::{
     Error, annotate,
     cluster::{Cluster, Connection, POD, named},
+    hooks,
     output::{Output, block, line, print},
 };
 use crate::{
-    hook::{ActiveEvent, EventType, Hook, Instruction, Phase, Reason, Verb, parse_duration},
-    incident::{
-        lifecycle::{self, Scene},
-        outcome::EndState,
-        policy::Policy,
-        prompt,
-        rules::Rules,
-    },
-    source::annotations::{self, Said, Trial, instruction_key, test_key},
+    hook::{ActiveEvent, EventType, Hook, Phase, Reason, Verb, parse_duration},
+    incident::{outcome::EndState, policy::Policy, prompt, rules::Rules},
+    source::annotations::{self, Trial, test_key},
     view,
 };
 
@@ -107,19 +102,9 @@ fn show(mut hook: Hook, key: &str, trial: &Trial) -> Result<ExitCode, Error> {
     let namespace = hook.metadata.namespace.clone().unwrap_or_default();
     let policy = Policy::permissive();
     let rules = Rules::parse(&hook.spec, &namespace, &policy);
-    let uid = hook.metadata.uid.clone().unwrap_or_default();
     for signal in annotations::read(&hook, trial.at).tests {
         for rule in rules.listening_to(signal.event_type) {
-            let rule_ = Some(rule);
-            let scene = Scene {
-                now: trial.at,
-                policy: &policy,
-                rule: rule_,
-                hook_uid: &uid,
-                suspended: false,
-                observes: false,
-            };
-            let Ok(Some(entry)) = lifecycle::open(&signal, &rule.key(&signal), &scene) else { continue };
+            let Some(entry) = hooks::opened(&hook, rule, &signal, &policy, trial.at) else { continue };
             let message = prompt::message_of(&hook, rule, &entry);
             for problem in &message.problems {
                 eprintln!("warning: the prompt: {problem}");
@@ -178,19 +163,9 @@ fn said(entry: &ActiveEvent) -> String {
 /// A test is nobody's incident: what has come to an end is not left for people to look at.
 async fn dismiss(cluster: &Cluster, hook: &Hook, entries: &[ActiveEvent]) -> Result<(), Error> {
     for entry in entries.iter().filter(|entry| entry.status != Phase::Resolved) {
-        let Some(session) = &entry.session_id else { continue };
-        let at = annotate::now(cluster, entry.instruction.as_ref().map(|known| known.at)).await?;
-        let key = instruction_key(Verb::Resolve, session);
-        let said = Said { at, by: cluster.who().await, span: None };
-        annotate::set(cluster, hook, &key, &said, false).await?;
-        let is_done = |known: &Option<Instruction>| known.as_ref().is_some_and(|known| known.at >= at);
-        annotate::follow(cluster, hook, Duration::from_secs(15), |hook| {
-            let entries = hook.status.iter().flat_map(|status| &status.active_events);
-            let mut same = entries.into_iter().filter(|other| other.session_id == entry.session_id);
-            same.all(|other| is_done(&other.instruction)).then_some(())
-        })
-        .await?;
-        annotate::remove(cluster, hook, &key, &said).await?;
+        let told = annotate::Told::write(cluster, hook, entry, Verb::Resolve, None).await?;
+        told.done(cluster, hook, Duration::from_secs(15)).await?;
+        told.take_off(cluster, hook).await?;
     }
     Ok(())
 }

@@ -95,7 +95,7 @@ async fn show(args: &Args, cluster: &Cluster) -> Result<ExitCode, Error> {
     let mut changes = cluster.watch_hooks(args.wanted.all_namespaces);
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut board = Board::default();
+    let mut board = Board::new();
     let (mut complete, mut trouble) = (false, None);
     let colours = colours();
     let screen = Screen::take()?;

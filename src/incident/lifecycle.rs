@@ -577,12 +577,8 @@ fn accepted(
     if !current {
         return keep_answer(entry, task_id, ended, scene, effects);
     }
-    entry.status = Phase::Notified;
-    entry.claim = None;
+    notify(entry, scene);
     entry.task_id = task_id;
-    entry.notified_at = entry.notified_at.or(Some(scene.now));
-    entry.last_notified_at = Some(scene.now);
-    entry.next_attempt_at = None;
     entry.last_error = None;
     entry.answer = None;
     entry.outcome = None;
@@ -716,12 +712,17 @@ fn round_failed(entry: &mut ActiveEvent, error: &str, asked: Duration, scene: &S
     effects.tell(NoticeKind::AgentCallFailure, entry, message);
 }
 
-fn outcome_unknown(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
+// Counts as asked from now on: its window begins.
+fn notify(entry: &mut ActiveEvent, scene: &Scene) {
     entry.status = Phase::Notified;
     entry.claim = None;
     entry.next_attempt_at = None;
     entry.notified_at = entry.notified_at.or(Some(scene.now));
     entry.last_notified_at = Some(scene.now);
+}
+
+fn outcome_unknown(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
+    notify(entry, scene);
     entry.task_id = None;
     entry.answer = None;
     entry.answered_at = None;
@@ -906,15 +907,20 @@ fn leave_farewell(entry: &mut ActiveEvent) {
     }
 }
 
+// It is not over after all; the next message says that it was.
+fn leave_resolution(entry: &mut ActiveEvent) {
+    leave_farewell(entry);
+    if let Some(told) = &mut entry.told {
+        told.resolved = true;
+    }
+}
+
 fn come_back(entry: &mut ActiveEvent, signal: &Signal, scene: &Scene, effects: &mut Effects) {
     if matches!(entry.condition, Some(Standing { state: StandingState::Gone, .. })) {
         // Late news of a pod that is gone, perhaps of another source than before: nothing can still hold.
         return effects.suppressed.push(Suppressed::Window);
     }
-    leave_farewell(entry);
-    if let Some(told) = &mut entry.told {
-        told.resolved = true;
-    }
+    leave_resolution(entry);
     let remembered = entry.resolved_at.is_none_or(|at| scene.now <= at + scene.policy.retention);
     match entry.last_notified_at {
         Some(_) if scene.now < window_end(entry, scene) => {
@@ -1124,10 +1130,7 @@ fn instructed(entry: &mut ActiveEvent, instruction: &Instruction, scene: &Scene,
                     entry.next_attempt_at = None;
                 }
                 Phase::Resolved => {
-                    leave_farewell(entry);
-                    if let Some(told) = &mut entry.told {
-                        told.resolved = true;
-                    }
+                    leave_resolution(entry);
                     next_window_by_hand(entry, scene);
                 }
                 Phase::Firing | Phase::Notified => next_window_by_hand(entry, scene),
@@ -1165,13 +1168,9 @@ fn next_window_by_hand(entry: &mut ActiveEvent, scene: &Scene) {
 }
 
 fn observe(entry: &mut ActiveEvent, scene: &Scene, effects: &mut Effects) {
-    entry.status = Phase::Notified;
+    notify(entry, scene);
     entry.observed = true;
-    entry.claim = None;
-    entry.next_attempt_at = None;
     entry.last_error = None;
-    entry.notified_at = entry.notified_at.or(Some(scene.now));
-    entry.last_notified_at = Some(scene.now);
     entry.owed = false;
     let again = if entry.window > 1 { format!(" again ({} times)", entry.window) } else { String::new() };
     because(

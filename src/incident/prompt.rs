@@ -432,21 +432,20 @@ impl Repeat {
 impl EventContext {
     /// What is known of an entry of a Hook.
     pub fn of(hook: &Hook, entry: &ActiveEvent) -> Self {
-        let entry = entry.clone();
         Self {
             hook_name: hook.metadata.name.clone().unwrap_or_default(),
             hook_namespace: hook.metadata.namespace.clone().unwrap_or_default(),
             event_type: entry.event_type.to_string(),
-            resource_name: entry.resource_name,
-            namespace: entry.namespace,
-            event_name: entry.event_name,
+            resource_name: entry.resource_name.clone(),
+            namespace: entry.namespace.clone(),
+            event_name: entry.event_name.clone(),
             event_time: entry.last_seen,
-            message: entry.event_message,
-            reason: entry.event_reason,
+            message: entry.event_message.clone(),
+            reason: entry.event_reason.clone(),
             container: entry.containers.join(", "),
             count: entry.count,
             first_seen: entry.first_seen,
-            uid: entry.uid,
+            uid: entry.uid.clone(),
             test: entry.test.is_some(),
         }
     }
