@@ -531,7 +531,7 @@ fn looked_up(entry: &mut ActiveEvent, claim: &Claim, lookup: &Lookup, scene: &Sc
             // Waits half as long again each time: by the age of the claim, which no lookup changes.
             let age = (scene.now - claim.at).to_std().unwrap_or_default();
             let wait = (age / 2).clamp(scene.policy.retry_base, scene.policy.retry_max);
-            entry.next_attempt_at = Some(scene.now + wait);
+            entry.next_attempt_at = Some(scene.now + whole_millis(wait));
             entry.last_error = Some(excerpt(error));
             because(entry, Reason::CheckingSession, "the session cannot be looked up: trying again");
         }
@@ -1375,8 +1375,12 @@ fn backoff(id: &str, attempts: i32, per_round: i32, policy: &Policy) -> Duration
         .build()
         .nth(attempt)
         .unwrap_or(policy.retry_max);
-    // Whole milliseconds, as all times here.
-    Duration::from_millis(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+    whole_millis(wait)
+}
+
+// As all times here.
+fn whole_millis(span: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn still_holds(entry: &ActiveEvent) -> bool {

@@ -990,6 +990,27 @@ fn what_is_held_back_for_several_agents_is_admitted_for_each_within_a_plan() {
 }
 
 #[test]
+fn the_next_look_at_a_session_is_at_a_whole_millisecond() {
+    let ops = [
+        Op::Restart(2),
+        Op::ProbeEvent(0),
+        Op::Restart(0),
+        Op::Sleep(31_000),
+        Op::End(6_320_783_789_082_160, End::Accepted),
+        Op::End(192_450_905_592_728_044, End::Unknown(true)),
+        Op::End(3_320_624_263_605, End::LookupFails),
+        Op::Sleep(5000),
+        Op::Sleep(1),
+        Op::End(440_612_747_702_358_493, End::Unknown(true)),
+        Op::Wake(false),
+        Op::Sleep(1),
+        Op::End(8_352_943_470_719_969_568, End::Unknown(true)),
+        Op::End(5_206_304_946_391_731_578, End::LookupFails),
+    ];
+    live(&Setup { notify: false, ..WIDE }, &ops);
+}
+
+#[test]
 fn an_owed_repeat_does_not_wake_for_what_is_clear() {
     let ops = [
         Op::ProbeEvent(0),
